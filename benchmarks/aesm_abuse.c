@@ -190,19 +190,30 @@ static void storm(void) /* 200 connections that do not wait, closed, and from th
             close(fds[i]);
 }
 
-static void crowd(void) /* the same, each with a whole request that needs no platform, and its answer read */
+/* The same, each with a whole request, and its answer read. */
+static void crowd_with(const void *request, size_t size)
 {
-    static const unsigned char ask[] = {3, 0, 0, 0, 0xaa, 1, 0};
     int fds[200];
     for (int i = 0; i < 200; i++)
         if ((fds[i] = join(SOCK_NONBLOCK)) >= 0)
-            say(fds[i], ask, sizeof ask);
+            say(fds[i], request, size);
     for (int i = 0; i < 200; i++)
         if (fds[i] >= 0) {
             fcntl(fds[i], F_SETFL, 0);
             listen_to_end(fds[i]);
             close(fds[i]);
         }
+}
+
+static void crowd(void) /* needs no platform */
+{
+    static const unsigned char ask[] = {3, 0, 0, 0, 0xaa, 1, 0};
+    crowd_with(ask, sizeof ask);
+}
+
+static void crowd_of_quotes(void)
+{
+    crowd_with(frame, frame_size);
 }
 
 /* --- connections that are kept --- */
@@ -290,6 +301,7 @@ static const struct { const char *name; void (*visit)(void); } VISITS[] = {
     {"partial", visit_partial}, {"empty", visit_empty}, {"half-closed", visit_half_closed}, {"leaves", visit_leaves},
     {"huge", visit_huge}, {"invalid", visit_invalid}, {"refused", visit_refused}, {"cheap", visit_cheap},
     {"files", visit_files}, {"forked", visit_forked}, {"slow-reader", visit_slow_reader}, {"storm", storm}, {"crowd", crowd},
+    {"crowd-of-quotes", crowd_of_quotes},
 };
 
 int main(int argc, char **argv)

@@ -63,6 +63,7 @@ WAYS = (
     Way("idle", 1, "10,000 idle connections"),
     Way("storm", 8, "200 non-blocking connections, closed, again, eight processes"),
     Way("crowd", 8, "200 non-blocking connections with whole requests, eight processes"),
+    Way("crowd-of-quotes", 8, "the same with requests for quotes, eight processes"),
     Way("empty", 4, "connect and close, four processes"),
     Way("half-closed", 2, "whole request, shutdown, two processes"),
     Way("leaves", 2, "whole request, no wait for the answer, two processes"),

@@ -66,7 +66,7 @@ def helper(pods: int) -> CollectorRegistry:
     registry.register(inventory)
     quote = enclave_quote(simulated_world(), 0)
     for peer in map(str, range(pods)):
-        metrics.request(RequestEvent("GetQuoteEx", "answered", None, None, "", 0.002, 1, 0, 700, 4900, peer))
+        metrics.request(RequestEvent("GetQuoteEx", "answered", None, None, "", 0.002, 1, 0, 700, 4900, peer, 0.0))
         inventory.record(peer, quote, 0.0)
     return registry
 

@@ -26,7 +26,15 @@ from confcom.formats.sgx import AttributeFlags, Report, ReportBody, TargetInfo
 from confcom.formats.text import without_bom
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.keys import aes_cmac, check_seed, derive_bytes
-from confcom.simulator.processor import HARDWARE, REPORT_SCHEMES, SDK_SIMULATION, Processor, ReportScheme, report_scheme
+from confcom.simulator.processor import (
+    CPU_SVN,
+    HARDWARE,
+    REPORT_SCHEMES,
+    SDK_SIMULATION,
+    Processor,
+    ReportScheme,
+    report_scheme,
+)
 
 UNABLE_TO_GENERATE_QE_REPORT = 0xE017
 """`quote3_error_t` that Intel's QE returns when EREPORT faults."""
@@ -166,7 +174,7 @@ class SimulatedEnclave:
 
     def _report_key(self, report: Report) -> bytes:
         # The reports of a machine's own enclaves share key id and CPUSVN, so remembering one key is enough.
-        inputs = report.key_id, report.body.cpu_svn
+        inputs = report.key_id, bytes(report.body)[CPU_SVN]
         if self._key_inputs != inputs:
             machine = self._machine
             self._key = machine.scheme_of(report).report_key(machine.processor, self.target_info, *inputs)

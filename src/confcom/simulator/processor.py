@@ -132,6 +132,10 @@ class Processor:
         return aes_cmac(self.root_provisioning_key, bytes(dependencies))
 
 
+CPU_SVN = ReportBody.place("cpu_svn")
+"""Where it stands in a report body, for quotes, which read no other field."""
+
+
 class ReportScheme:
     """Reports as the CPU makes them: keys depend on the machine's fuses and its present CPUSVN."""
 
@@ -155,7 +159,7 @@ class ReportScheme:
 
         A microcode update changes CPUSVN, and the report key with it.
         """
-        if report.body.cpu_svn != machine_cpu_svn:
+        if bytes(report.body)[CPU_SVN] != machine_cpu_svn:
             raise ReportRejected("the report was made at another CPUSVN than the machine's present one")
 
 

@@ -61,6 +61,11 @@ def answer(platform: Platform, data: bytes) -> m.WorkerAnswer:
 
 def _perform(platform: Platform, request: m.WorkerRequest) -> m.WorkerAnswer:
     match request:
+        case m.MakeQuote(report, key_id, qe_report_info):
+            info = None if qe_report_info is None else QeReportInfo.parse(qe_report_info)
+            result = platform.quote(Report.parse(report), _key_id(key_id), info)
+            filled = None if result.qe_report_info is None else bytes(result.qe_report_info)
+            return m.Quoted(result.quote, filled)
         case m.ListKeyIds():
             return m.KeyIds(tuple(bytes(key_id) for key_id in platform.key_ids()))
         case m.Initialize(key_id):
@@ -68,11 +73,6 @@ def _perform(platform: Platform, request: m.WorkerRequest) -> m.WorkerAnswer:
             return m.Initialized(bytes(initialized.target_info), initialized.pub_key_id)
         case m.AskSize(key_id):
             return m.Size(platform.quote_size(_key_id(key_id)))
-        case m.MakeQuote(report, key_id, qe_report_info):
-            info = None if qe_report_info is None else QeReportInfo.parse(qe_report_info)
-            result = platform.quote(Report.parse(report), _key_id(key_id), info)
-            filled = None if result.qe_report_info is None else bytes(result.qe_report_info)
-            return m.Quoted(result.quote, filled)
     raise FormatError("is no request", structure="WorkerRequest", field="")  # pragma: no cover - the match is complete
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -200,6 +201,7 @@ class WorkerProcess:
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise PlatformBusy(f"no worker could be started: {error.strerror}") from error
+        self._channel.setblocking(False)
         with theirs:
             try:
                 self._process = _spawn(command, theirs.fileno(), surroundings)
@@ -230,7 +232,6 @@ class WorkerProcess:
 
     def ask(self, request: WorkerRequest, deadline: float) -> WorkerAnswer:
         """Ask and wait for the answer until a time of the monotonic clock; `WorkerLost` when there is none."""
-        self._channel.settimeout(max(deadline - self._monotonic(), 0.001))
         try:
             self._channel.send(pack(request))
         except OSError as error:
@@ -238,9 +239,8 @@ class WorkerProcess:
         return self._receive(deadline)
 
     def send(self, request: WorkerRequest) -> int:
-        """Send a request without waiting. Gives the descriptor to watch for its answer, -1 when it was not sent."""
+        """Send a request. Gives the descriptor to watch for its answer, -1 when it was not sent."""
         try:
-            self._channel.setblocking(False)
             self._channel.send(pack(request))
         except OSError:
             return -1
@@ -273,11 +273,12 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def _receive(self, deadline: float) -> WorkerAnswer:
-        self._channel.settimeout(max(deadline - self._monotonic(), 0.001))
+        arrival = select.poll()
+        arrival.register(self._channel, select.POLLIN)
+        if not arrival.poll(max(deadline - self._monotonic(), 0.001) * 1000):
+            raise WorkerLost("the worker did not answer in time", to_blame=True, hung=True)
         try:
             data = self._channel.recv(MAX_MESSAGE)
-        except TimeoutError as error:
-            raise WorkerLost("the worker did not answer in time", to_blame=True, hung=True) from error
         except OSError:
             data = b""
         if not data:

@@ -6,6 +6,7 @@ import _socket
 import asyncio
 import select
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class RequestEvent(NamedTuple):
     `outcome` is `answered`, `refused` (with an AESM status) or `closed` (before the client had an answer). `kind` is
     None when no request was understood, `status` when none was sent. `pid` and `uid` are the peer's, as the kernel
     saw it connect; a pid of another namespace is 0; `peer` is its pod, container or user. Sizes are those of the
-    frames, in bytes; `duration` in seconds.
+    frames, in bytes; `duration` in seconds; `ended` in seconds since 1970.
     """
 
     kind: str | None
@@ -40,7 +41,8 @@ class RequestEvent(NamedTuple):
     uid: int
     request_size: int
     response_size: int
-    peer: str = ""
+    peer: str
+    ended: float
 
     @property
     def is_silent(self) -> bool:
@@ -78,8 +80,8 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_error", "_error_code", "_received", "_sent", "_socket", "_status",
-        "credentials", "has_turn", "over_limit", "peer", "request", "started",
+        "_connection", "_duration", "_ended", "_error", "_error_code", "_reason", "_received", "_sent", "_socket",
+        "_status", "credentials", "has_turn", "over_limit", "peer", "request", "started",
     )  # fmt: skip
 
     def __init__(
@@ -126,7 +128,10 @@ class Conversation:
         return event
 
     def write(self, answer: Answer) -> bytes:
-        """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
+        """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left.
+
+        Closes at once when nothing is left, because a client reads to the end of the stream.
+        """
         self._status = answer.response.status
         if answer.error is not None:
             self._error_code, self._error = answer.error.code, answer.error.message
@@ -135,7 +140,10 @@ class Conversation:
             self._sent = self._socket.send(frame, _NOW)
         except BlockingIOError:
             return frame
-        return frame[self._sent :]
+        if self._sent < len(frame):
+            return frame[self._sent :]
+        self._socket.close()
+        return b""
 
     async def write_rest(self, rest: bytes) -> None:
         """Write on as the client reads."""
@@ -152,23 +160,29 @@ class Conversation:
             return False
         return not poll.poll(0)
 
-    def close(self, now: float, reason: str = "") -> RequestEvent:
-        """Close the socket; `reason` says why a conversation did not get to its end."""
+    def close(self, now: float, reason: str = "") -> bool:
+        """Close the socket; `reason` says why a conversation did not get to its end. Returns whether it did."""
         self._socket.close()
+        self._duration, self._ended, self._reason = now - self.started, time.time(), reason
+        return self._status is not None and not reason
+
+    def event(self) -> RequestEvent:
+        """How it ended, once it is closed."""
         pid, uid, _ = UCRED.unpack(self.credentials)
-        refused, cut_off = self._error_code is not None, bool(reason)
+        refused, cut_off = self._error_code is not None, bool(self._reason)
         return RequestEvent(
             exchange_of(self.request).name if self.request is not None else None,
             "closed" if self._status is None or cut_off else "refused" if refused else "answered",
             self._status,
             self._error_code,
-            reason or self._error,
-            now - self.started,
+            self._reason or self._error,
+            self._duration,
             pid,
             uid,
             self._received,
             self._sent,
             self.peer.name,
+            self._ended,
         )
 
 

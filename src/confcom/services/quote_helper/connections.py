@@ -27,7 +27,7 @@ from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
-from confcom.services.quote_helper.connection import Conversation, PendingRequest, RequestEvent
+from confcom.services.quote_helper.connection import Conversation, PendingRequest
 from confcom.services.quote_helper.enclave_inventory import EnclaveInventory
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
@@ -49,8 +49,9 @@ SHORT_FOR = 8
 class Acceptor:
     """Accepts connections of listening sockets in batches, and pauses while the system refuses descriptors.
 
-    While connections come faster than they are accepted, the backlog is made short: a good client then waits in the
-    kernel's queue of connecting processes, which is first come, first served, instead of behind a full backlog.
+    While connections of several peers come faster than they are accepted, the backlog is made short: a good client then
+    waits in the kernel's queue of connecting processes, which is first come, first served, instead of behind a full
+    backlog. One peer alone keeps the long one, which saves its clients that wait.
 
     `welcome` gets each connection, `done` is called after each batch, and
     `make_room` gives so many file descriptors back when the system refuses new ones.
@@ -115,13 +116,13 @@ class Acceptor:
         self._done()
         return accepted == ACCEPT_BATCH
 
-    def adapt_backlog(self, *, new: int) -> None:
+    def adapt_backlog(self, *, new: int, peers: int) -> None:
         """Make the backlog short or long; to be called several times a second.
 
-        Of the connections since the last call, `new` were the first of their process.
+        The connections since the last call are of so many `peers`; `new` of them were the first of their process.
         """
         # A flood of new processes needs the long one: each of them would wait in the kernel's queue before a good one.
-        flood = 2 * self._full_batches > self._batches and 2 * new < self._accepted
+        flood = peers > 1 and 2 * self._full_batches > self._batches and 2 * new < self._accepted
         self._accepted = self._batches = self._full_batches = 0
         self._short_for = SHORT_FOR if flood else max(0, self._short_for - 1)
         backlog = SHORT_BACKLOG if self._short_for else self._full_backlog
@@ -152,6 +153,8 @@ READS = 16
 """Connections read before new ones are accepted again."""
 ARRIVALS = 256
 """Connections on which something has arrived that are looked at together."""
+EVENTS = 16
+"""Ended connections that wait for log and metrics until the next tick; together they cost a third."""
 REPORT_THROTTLED = 10.0
 """Seconds between two reports in the log of which peers are throttled."""
 MOST_THROTTLED = 5
@@ -201,9 +204,7 @@ class AesmFront:
         self._unread: deque[tuple[float, _socket.socket]] = deque()
         self._writing: dict[asyncio.Task[None], Conversation] = {}
         self._in_hand: dict[Conversation, None] = {}
-        self._in_turn = False
         self._turn_due = False
-        self._ended: list[RequestEvent] = []
         self._throttled: dict[str, int] = {}
         self._report_throttled = 0.0
 
@@ -239,7 +240,7 @@ class AesmFront:
             task.cancel()
         for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
             self._finish(conversation, "the helper stops")
-        self._flush_events()
+        self._metrics.settle()
         while self._unread:
             self._unread.popleft()[1].close()
         for watcher in (self._arrivals, self.peers.ended):
@@ -304,22 +305,21 @@ class AesmFront:
     def _turn(self) -> None:
         """Read some connections, peer by peer, and answer or queue their requests."""
         turns = self._turns
-        self._in_turn = True
         if turns:
             # Mostly the request has arrived; where it has not, reading it after the others often saves watching it.
-            early = [one for one in (turns.pop() for _ in range(min(READS, len(turns)))) if not self._read(one)]
+            early = []
+            for _ in range(min(READS, len(turns))):
+                conversation = turns.pop()
+                if not self._read(conversation):
+                    early.append(conversation)
             for conversation in early:
                 if not self._advance(conversation):
                     self._wait_for(conversation)
         self._pump()
-        self._in_turn = False
         if turns and not self._turn_due:
             self._turn_due = True
             self._loop.call_soon(self._next_turn)
-        if len(self._ended) > 1:
-            self._loop.call_soon(self._flush_events)
-        else:  # a turn of the loop costs more than one line
-            self._flush_events()
+        self._metrics.settle(EVENTS)
 
     def _next_turn(self) -> None:
         self._turn_due = False
@@ -452,19 +452,11 @@ class AesmFront:
 
     def _end(self, conversation: Conversation, reason: str = "") -> None:
         """End a conversation that is in none of the lists."""
-        # Log and metrics come after the answers of the same turn.
-        if not self._ended and not self._in_turn:
-            self._loop.call_soon(self._flush_events)
-        event = conversation.close(self._now(), reason)
-        self._ended.append(event)
+        answered = conversation.close(self._now(), reason)
+        self._metrics.ended(conversation)
         conversation.peer.connections -= 1
-        if event.outcome == "closed":
+        if not answered:
             self.peers.take_futile(conversation.peer)
-
-    def _flush_events(self) -> None:
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._metrics.request(event)
 
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(TICK, self._tick)
@@ -476,9 +468,10 @@ class AesmFront:
         self.peers.forget()
         if self._quoting is not None:
             self._quoting.pump()
+        self._metrics.settle()
 
     def _look_at_floods(self) -> None:
-        self._acceptor.adapt_backlog(new=self.peers.looked_up)
+        self._acceptor.adapt_backlog(new=self.peers.looked_up, peers=self.peers.active())
         self.peers.looked_up = 0
         for peer, count in self.peers.turned_away():
             self._metrics.turned_away(peer, count)

@@ -16,7 +16,7 @@ from confcom.appraisal.quote import VerifiedQuote
 from confcom.errors import ConfcomError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.services.quote_helper.connection import RequestEvent
+from confcom.services.quote_helper.connection import Conversation, RequestEvent
 from confcom.services.quote_helper.request_log import RequestLog
 from confcom.services.quote_helper.self_test import SelfTestResult
 from confcom.services.runtime.status_page import Reading
@@ -77,6 +77,7 @@ class QuoteHelperMetrics(Collector):
         self._observe = observe if log is None else log.record
         # Counted by the thousand each second, so without the library's locks; one thread counts.
         self._requests: dict[tuple[str | None, str], int] = {}
+        self._ended: list[Conversation] = []
         self._quotes: dict[str, int] = {}
         self._throttled: dict[str, int] = {}
         self._request_seconds = Durations("request_seconds", "From the connection to its end.")
@@ -104,8 +105,19 @@ class QuoteHelperMetrics(Collector):
         """Add a gauge; `value` is called for each scrape."""
         Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(value)
 
+    def ended(self, conversation: Conversation) -> None:
+        """Have a connection that has ended counted by the next `settle`, or before the next scrape."""
+        self._ended.append(conversation)
+
+    def settle(self, least: int = 1) -> None:
+        """Count and log the connections that have ended, once there are so many."""
+        if len(self._ended) >= least:
+            ended, self._ended = self._ended, []
+            for conversation in ended:
+                self.request(conversation.event())
+
     def request(self, event: RequestEvent) -> None:
-        """Count the end of a connection, and pass it on."""
+        """Count the end of a connection, and log it."""
         key = event[:2]  # of a closed set: the kinds are ours, not the client's
         self._requests[key] = self._requests.get(key, 0) + 1
         self._request_seconds.observe(event.duration)
@@ -115,6 +127,7 @@ class QuoteHelperMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All counters and histograms, for the registry."""
+        self.settle()
         requests = CounterMetricFamily(
             f"{PREFIX}_requests", "Connections that ended, by what was asked and what came of it.",
             labels=["kind", "outcome"],

@@ -47,11 +47,12 @@ _SO_PEERPIDFD = 77  # since Linux 6.5; not in Python's socket module
 class Peer:
     """One peer's share: `connections` are open now; `tokens` are left of its rate, `futile` of its futile visits."""
 
-    __slots__ = ("connections", "futile", "name", "refilled", "seen", "silent", "tokens", "turned_away")
+    __slots__ = ("active", "connections", "futile", "name", "refilled", "seen", "silent", "tokens", "turned_away")
 
     def __init__(self, name: str, tokens: float, now: float) -> None:
         self.name = name
         self.connections = 0
+        self.active = False  # whether it connected since the last look at floods
         self.tokens = tokens
         self.refilled = now
         self.futile = float(FUTILE)
@@ -111,7 +112,9 @@ class Peers:
             if process is not None:
                 self._forget(credentials)
             process = self._look_up(client, credentials, now)
-        return self._peer(process.peer, now), credentials
+        peer = self._peers.get(process.peer) or self._peer(process.peer, now)
+        peer.active = True
+        return peer, credentials
 
     def gone(self) -> Peer:
         """The peer of all processes that have ended."""
@@ -153,6 +156,13 @@ class Peers:
             return False
         peer.tokens -= 1
         return True
+
+    def active(self) -> int:
+        """How many peers connected since the last call, without our own self-tests."""
+        count = sum(peer.active for peer in self._peers.values() if peer.name != OURSELVES)
+        for peer in self._peers.values():
+            peer.active = False
+        return count
 
     def turned_away(self) -> list[tuple[str, int]]:
         """Which peers had connections closed unread since the last call, and how many."""

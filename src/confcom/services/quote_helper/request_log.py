@@ -107,7 +107,7 @@ class RequestLog:
         if len(self._lines) >= MAX_LINES:
             self._lost += 1
             return
-        self._lines.append(_line("aesm.request", level, event.fields()))
+        self._lines.append(_line("aesm.request", level, event.fields(), event.ended))
 
     def _is_left_out(self, event: RequestEvent) -> bool:
         now = self._monotonic()
@@ -130,7 +130,7 @@ class RequestLog:
             for peer, share in list(self._shares.items()):
                 if share.left_out:
                     fields = {"peer": peer, "requests": share.left_out, "reason": "too many for a line each"}
-                    self._lines.append(_line("aesm.left_out", "info", fields))
+                    self._lines.append(_line("aesm.left_out", "info", fields, time.time()))
                     share.left_out = {}
                 elif share.lines + (now - share.seen) * RATE >= BURST:
                     del self._shares[peer]
@@ -153,7 +153,8 @@ class RequestLog:
         lost, self._lost = self._lost, 0
         if lost:
             self._lost_before += lost
-            self._lines.append(_line("aesm.log", "warning", {"lost": lost, "reason": "the log's reader is too slow"}))
+            fields = {"lost": lost, "reason": "the log's reader is too slow"}
+            self._lines.append(_line("aesm.log", "warning", fields, time.time()))
         batch: list[bytes] = []
         size = 0
         while self._lines:
@@ -173,8 +174,8 @@ class RequestLog:
             self._lost += len(batch)
 
 
-def _line(name: str, level: str, fields: Mapping[str, object]) -> bytes:
-    timestamp = datetime.fromtimestamp(time.time(), UTC)
+def _line(name: str, level: str, fields: Mapping[str, object], at: float) -> bytes:
+    timestamp = datetime.fromtimestamp(at, UTC)
     return _encode({**fields, "event": name, "level": level, "timestamp": timestamp}) + b"\n"
 
 

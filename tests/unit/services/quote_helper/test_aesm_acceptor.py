@@ -52,11 +52,11 @@ async def test_a_flood_makes_it_short_for_a_while(listener: socket.socket) -> No
     acceptor = acceptor_for(listener)
     assert room(listener) == LONG + 1
     acceptor.accept(listener)
-    acceptor.adapt_backlog(new=0)
+    acceptor.adapt_backlog(new=0, peers=2)
     empty(acceptor, listener)
     assert room(listener) == SHORT_BACKLOG + 1
     for _ in range(SHORT_FOR + 1):  # the first look sees what was just taken
-        acceptor.adapt_backlog(new=0)
+        acceptor.adapt_backlog(new=0, peers=2)
     empty(acceptor, listener)
 
     assert room(listener) == LONG + 1
@@ -67,8 +67,18 @@ async def test_what_is_taken_as_fast_as_it_comes_is_no_flood(listener: socket.so
     for _ in range(3):
         connect(listener, ACCEPT_BATCH - 1)
         acceptor.accept(listener)
-    acceptor.adapt_backlog(new=0)
-    acceptor.adapt_backlog(new=0)  # and none comes at all
+    acceptor.adapt_backlog(new=0, peers=2)
+    acceptor.adapt_backlog(new=0, peers=2)  # and none comes at all
+
+    assert room(listener) == LONG + 1
+
+
+async def test_one_peer_alone_keeps_it_long(listener: socket.socket) -> None:
+    acceptor = acceptor_for(listener)
+    room(listener)
+    acceptor.accept(listener)
+    acceptor.adapt_backlog(new=0, peers=1)
+    empty(acceptor, listener)
 
     assert room(listener) == LONG + 1
 
@@ -77,7 +87,7 @@ async def test_a_flood_of_new_processes_leaves_it_long(listener: socket.socket) 
     acceptor = acceptor_for(listener)
     room(listener)
     acceptor.accept(listener)
-    acceptor.adapt_backlog(new=ACCEPT_BATCH)
+    acceptor.adapt_backlog(new=ACCEPT_BATCH, peers=2)
     empty(acceptor, listener)
 
     assert room(listener) == LONG + 1

@@ -229,6 +229,17 @@ def test_our_own_self_tests_are_always_welcome(door: Door, peers: Peers, clock: 
     assert peers.is_welcome(peer, clock.now)
 
 
+def test_peers_are_active_between_two_looks_and_our_self_tests_are_none(door: Door, peers: Peers, clock: Clock) -> None:
+    peers.of(connected_by_us(door), clock.now)
+    assert peers.active() == 0
+    door.process(user=1)
+    door.process(user=2, connections=2)
+    for _ in range(3):
+        peers.of(door.accept(), clock.now)
+
+    assert [peers.active(), peers.active()] == [2, 0]
+
+
 def test_a_rate_allows_a_burst_and_then_so_many_a_second(door: Door, peers: Peers, clock: Clock) -> None:
     door.process()
     peer, _ = peers.of(door.accept(), clock.now)
