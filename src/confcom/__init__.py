@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
     from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.collateral.bundle import load_bundle, load_policy, load_trust_roots, save_bundle
-    from confcom.collateral.interface import CollateralSource
+    from confcom.collateral.documents import CollateralSource
     from confcom.collateral.sources import RememberedCollateral, SourceOptions, fetch_for_quote, open_source
     from confcom.collateral.store.store import CollateralStore
     from confcom.errors import (
@@ -84,7 +84,7 @@ _HOMES = {
     "confcom.appraisal.result": "AttestationResult accept_quote judge",
     "confcom.cli.exit_codes": "ExitCode exit_code",
     "confcom.collateral.bundle": "load_bundle load_policy load_trust_roots save_bundle",
-    "confcom.collateral.interface": "CollateralSource",
+    "confcom.collateral.documents": "CollateralSource",
     "confcom.collateral.sources": "RememberedCollateral SourceOptions fetch_for_quote open_source",
     "confcom.collateral.store.store": "CollateralStore",
     "confcom.errors": (

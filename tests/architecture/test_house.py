@@ -182,7 +182,8 @@ def test_a_struct_is_read_by_a_decoder_that_was_made_at_import() -> None:
     found = []
     for path in SOURCES:
         tree = ast.parse(path.read_text())
-        at_import = {id(node) for top in tree.body if isinstance(top, ast.Assign) for node in ast.walk(top)}
+        assigned = [top for top in tree.body if isinstance(top, ast.Assign | ast.AnnAssign)]
+        at_import = {id(node) for top in assigned for node in ast.walk(top)}
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or id(node) in at_import:
                 continue

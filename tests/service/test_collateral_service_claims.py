@@ -220,7 +220,8 @@ def test_an_agreed_claim_serves_other_addresses_while_upstream_is_down(store, up
     assert is_of(own, world, VICTIM)
 
 
-def test_a_claim_is_asked_for_again_after_a_day(store, world) -> None:
+@pytest.mark.parametrize("days", [1, -400])
+def test_a_claim_is_asked_for_again_after_a_day_or_when_the_clock_was_set_back(store, world, days) -> None:
     clock = Clock(NOW)
     upstream = IntelLikeUpstream(world, clock)
     with serving(store, upstream, world, clock) as service:
@@ -228,7 +229,7 @@ def test_a_claim_is_asked_for_again_after_a_day(store, world) -> None:
         ask(ppid(VICTIM))
         ask()
         asked = len(upstream.asked)
-        clock.now += timedelta(days=1)
+        clock.now += timedelta(days=days)
         again = ask()
 
     assert is_of(again, world, VICTIM)

@@ -669,7 +669,7 @@ def test_an_encrypted_ppid_of_zeros_is_not_sent_on(
 
 def register_many(store: Path, world: SimulatedWorld, count: int) -> list[str]:
     names = [f"{number:032X}" for number in range(count)]
-    with CollateralStore(store, roots=world.trust_roots) as kept, kept._database.write() as connection:
+    with CollateralStore(store, roots=world.trust_roots) as kept, kept.database.change() as connection:
         for name in names:
             request = PckCertRequest(bytes(16), 1, bytes(2), bytes.fromhex(name), b"\x01" * 384)
             put_registration(connection, Registration(request, "waiting", NOW))

@@ -9,6 +9,8 @@ from hashlib import sha256
 from types import TracebackType
 from typing import ClassVar, Protocol, TypeVar
 
+import msgspec
+
 from confcom.appraisal.findings import Check, passed
 from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
@@ -45,6 +47,21 @@ _CHAINS = {
 }
 _CRLS = {"root_ca_crl": "root CA CRL", "pck_crl": "PCK CRL"}
 T = TypeVar("T", covariant=True)
+
+
+class CollateralJson(msgspec.Struct, omit_defaults=True):
+    """A set of collateral in one document, dcap-qvl's `QuoteCollateralV3`: CRLs and signatures in hexadecimal."""
+
+    pck_crl_issuer_chain: str
+    root_ca_crl: str
+    pck_crl: str
+    tcb_info_issuer_chain: str
+    tcb_info: str
+    tcb_info_signature: str
+    qe_identity_issuer_chain: str
+    qe_identity: str
+    qe_identity_signature: str
+    pck_certificate_chain: str | None = None
 
 
 class _Parse(Protocol[T]):

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -28,9 +28,17 @@ from confcom.cli.inputs import (
 from confcom.cli.outputs import complain, note, print_json, print_pieces, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
-from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document, take_apart
-from confcom.collateral.interface import CollateralSource
+from confcom.collateral.documents import (
+    CollateralSource,
+    Dates,
+    Document,
+    DocumentKey,
+    assemble,
+    keys_for,
+    read_document,
+    rfc3339,
+    take_apart,
+)
 from confcom.collateral.sources import SourceOptions, open_source, platform_of, source_name
 from confcom.collateral.store.database import unfinished_store
 from confcom.collateral.store.status import (
@@ -331,10 +339,9 @@ def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported
 
 
 def _is_archive(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    file: BinaryIO
     try:
+        if path.is_dir():
+            return False
         with path.open("rb") as file:
             return file.read(len(ARCHIVE_START)) == ARCHIVE_START
     except OSError as error:

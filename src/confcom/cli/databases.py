@@ -57,8 +57,8 @@ def _migrate(chain: Chain, store: str, source: Path | None, role: str | None) ->
 
 
 def _copy(chain: Chain, source: Path, target: Database) -> None:
-    from confcom.database.copying import copy_database
     from confcom.database.engine import Database, DatabaseAddress
+    from confcom.database.revisions import copy_database
 
     if not source.exists():
         raise ConfigError(f"there is no store at {source}", advice="Name the SQLite file of the service (--from).")

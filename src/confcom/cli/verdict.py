@@ -53,7 +53,7 @@ from confcom.protocols.pcs import Update, parse_update
 from confcom.report.summary import Summary
 
 if TYPE_CHECKING:
-    from confcom.collateral.interface import CollateralSource
+    from confcom.collateral.documents import CollateralSource
 
 _STORE_ENDINGS = (".sqlite", ".db")
 _SERVICES = ("intel", "pccs", "thim")

@@ -10,28 +10,36 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from confcom.collateral.clock import Dates, at_most
-from confcom.collateral.documents import Document, DocumentKey, DocumentKind, VerifiedDocument, verify_document
-from confcom.collateral.store.appraisal_policies import platform_class
-from confcom.collateral.store.platform_sightings import MetPlatform, restore_met
-from confcom.collateral.store.platforms import (
-    Choice,
-    PlatformTcb,
-    StoredPck,
-    restore_choice,
-    restore_pck,
+from confcom.collateral.documents import (
+    Dates,
+    Document,
+    DocumentKey,
+    DocumentKind,
+    VerifiedDocument,
+    rfc3339,
+    verify_document,
 )
-from confcom.collateral.store.registrations import Former, Registration, State, restore_former, restore_registration
-from confcom.collateral.store.rows import Sighting
+from confcom.collateral.store.appraisal_policies import platform_class
+from confcom.collateral.store.platform_sightings import met, restore_met, sighted
+from confcom.collateral.store.platforms import PlatformTcb, restore_choice, restore_pck
+from confcom.collateral.store.registrations import PAGE, Registration, State, keep_former, restore_registration
+from confcom.collateral.store.rows import Sighting, seconds, time_of
+from confcom.collateral.store.schema import (
+    CHAINS,
+    FORMER_REGISTRATIONS,
+    PCK_CERTIFICATES,
+    PLATFORM_TCBS,
+    REGISTRATIONS,
+)
 from confcom.collateral.store.store import CollateralStore
-from confcom.errors import CollateralError, ConfigError, FormatError
+from confcom.errors import ClockError, CollateralError, ConfigError, FormatError
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.signed_json import Hex2, Hex6, Hex16
 from confcom.pki.certificate import MAX_PEM
@@ -56,9 +64,13 @@ _Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _Pem = Annotated[str, msgspec.Meta(max_length=MAX_PEM)]
 _Source = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"\A[^\0]*\Z")]
 """PostgreSQL keeps no text with a zero character."""
+_Manifest = Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)]
 
 MAX_SIGHTINGS = 100_000
 """Times in one line."""
+
+MAX_AHEAD = timedelta(days=1)
+"""Times in the future by less than this come from a clock that was ahead, and count as of now."""
 
 Keep = Callable[[sa.Connection], bool]
 """Keeps what a line holds in the transaction that is open; whether it is new."""
@@ -69,9 +81,19 @@ class _RawTcb(msgspec.Struct, forbid_unknown_fields=True):
     pce_svn: _Svn
 
 
-class _Pck(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="pck-certificate", tag_field="platform"):
+class _OfPlatform(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag_field="platform"):
     qe_id: QeId
     pce_id: Hex2
+
+    def ids(self, raw_tcb: _RawTcb | None = None) -> PlatformTcb:
+        """The platform; without a raw TCB its CPUSVN is empty."""
+        raw = raw_tcb or _RawTcb("", 0)
+        return PlatformTcb(
+            bytes.fromhex(self.qe_id), bytes.fromhex(self.pce_id), bytes.fromhex(raw.cpu_svn), raw.pce_svn
+        )
+
+
+class _Pck(_OfPlatform, kw_only=True, tag="pck-certificate"):
     certificate: _Pem
     issuer_chain: _Pem
     source: _Source
@@ -81,9 +103,7 @@ class _Pck(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="pck-ce
     """Of versions 1 and 2, which have no lines of choices and sightings."""
 
 
-class _Choice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="choice", tag_field="platform"):
-    qe_id: QeId
-    pce_id: Hex2
+class _Choice(_OfPlatform, kw_only=True, tag="choice"):
     raw_tcb: _RawTcb
     certificate: _Sha256
     since: datetime
@@ -100,12 +120,10 @@ class _Met(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="sighti
     seen: Annotated[list[datetime], msgspec.Meta(min_length=1, max_length=MAX_SIGHTINGS)]
 
 
-class _Registration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="registration", tag_field="platform"):
-    qe_id: QeId
-    pce_id: Hex2
+class _Registration(_OfPlatform, kw_only=True, tag="registration"):
     raw_tcb: _RawTcb | None = None
     encrypted_ppid: Annotated[bytes, msgspec.Meta(max_length=ENCRYPTED_PPID_SIZE)] | None = None
-    platform_manifest: Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)] | None = None
+    platform_manifest: _Manifest | None = None
     fmspc: Hex6 | None = None
     state: State
     since: datetime
@@ -113,15 +131,11 @@ class _Registration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, ta
     began: datetime | None = None
 
 
-class _Former(
-    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="former-registration", tag_field="platform"
-):
-    qe_id: QeId
-    pce_id: Hex2
+class _Former(_OfPlatform, kw_only=True, tag="former-registration"):
     raw_tcb: _RawTcb | None = None
     state: State
     since: datetime
-    platform_manifest: Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)] | None = None
+    platform_manifest: _Manifest | None = None
 
 
 class _Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="appraisal-policy", tag_field="platform"):
@@ -133,171 +147,145 @@ class _Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="app
 PLATFORM_LINE = b'{"platform":"'
 """How these lines begin."""
 
-_PLATFORM_LINE = msgspec.json.Decoder(_Pck | _Choice | _Met | _Registration | _Former | _Policy)
+_PlatformLine = _Pck | _Choice | _Met | _Registration | _Former | _Policy
+_PLATFORM_LINE: msgspec.json.Decoder[_PlatformLine] = msgspec.json.Decoder(_PlatformLine)
 
 
-def policy_lines(store: CollateralStore) -> Iterator[bytes]:
-    """The appraisal policies."""
+def _policies(store: CollateralStore, _: sa.Connection) -> Iterator[_Policy]:
     for fmspc, default, policy in store.policies.all():
-        yield msgspec.json.encode(_Policy(fmspc=fmspc.hex(), default=default, policy=policy))
+        yield _Policy(fmspc=fmspc.hex(), default=default, policy=policy)
 
 
-def certificate_lines(store: CollateralStore) -> Iterator[bytes]:
-    """The PCK certificates."""
-    for stored in store.platforms.stored_certificates():
-        line = _Pck(
-            qe_id=stored.qe_id.hex(),
-            pce_id=stored.pce_id.hex(),
-            certificate=stored.answer.certificate.decode(),
-            issuer_chain=stored.answer.issuer_chain.decode(),
-            source=stored.source,
-            first_seen=stored.first_seen,
-            last_seen=stored.last_seen,
-        )
-        yield msgspec.json.encode(line)
-
-
-def history_lines(store: CollateralStore) -> Iterator[bytes]:
-    """Which certificates raw TCBs led to, when platforms were met, and what registrations were before."""
-    for choice in store.platforms.choices():
-        raw = choice.platform
-        yield msgspec.json.encode(
-            _Choice(
-                qe_id=raw.qe_id.hex(),
-                pce_id=raw.pce_id.hex(),
-                raw_tcb=_RawTcb(raw.cpu_svn.hex(), raw.pce_svn),
-                certificate=choice.certificate.hex(),
-                since=choice.since,
-            )
-        )
-    for met in store.platforms.met():
-        yield msgspec.json.encode(
-            _Met(
-                id=met.id,
-                tee=met.tee,
-                fmspc=met.fmspc.hex(),
-                ca=met.ca,
-                sgx_components=bytes(met.tcb.sgx_components).hex(),
-                pce_svn=met.tcb.pce_svn,
-                cpu_svn=met.tcb.cpu_svn.hex(),
-                seen=list(met.seen),
-            )
-        )
-    for former in store.registrations.former():
-        yield msgspec.json.encode(
-            _Former(
-                qe_id=former.qe_id.hex(),
-                pce_id=former.pce_id.hex(),
-                raw_tcb=_RawTcb(former.cpu_svn.hex(), former.pce_svn) if former.cpu_svn else None,
-                state=former.state,
-                since=former.since,
-                platform_manifest=former.platform_manifest,
-            )
+def _certificates(store: CollateralStore, connection: sa.Connection) -> Iterator[_Pck]:
+    chosen = sa.select(PCK_CERTIFICATES, CHAINS.c.pem).join(CHAINS, CHAINS.c.id == PCK_CERTIFICATES.c.chain)
+    for row in connection.execute(chosen.where(_is_trusted(store)).order_by(PCK_CERTIFICATES.c.id)):
+        yield _Pck(
+            qe_id=row.qe_id,
+            pce_id=row.pce_id,
+            certificate=_text(row.certificate),
+            issuer_chain=_text(row.pem),
+            source=row.source,
+            first_seen=time_of(row.first_seen),
+            last_seen=time_of(row.last_seen),
         )
 
 
-def registration_lines(store: CollateralStore) -> Iterator[bytes]:
-    """The registrations."""
-    states: tuple[State, ...] = ("waiting", "unavailable", "cached")
-    for entry in (entry for state in states for entry in store.registrations.all(state)):
-        request = entry.request
-        raw = _RawTcb(request.cpu_svn.hex(), request.pce_svn) if isinstance(request, PckCertRequest) else None
-        line = _Registration(
-            qe_id=(request.qe_id or b"").hex(),
-            pce_id=request.pce_id.hex(),
-            raw_tcb=raw,
-            encrypted_ppid=request.encrypted_ppid,
-            platform_manifest=request.platform_manifest,
-            fmspc=entry.fmspc.hex() or None,
-            state=entry.state,
-            since=entry.since,
-            last_seen=entry.last_seen or entry.since,
-            began=entry.began,
+def _registrations(_: CollateralStore, connection: sa.Connection) -> Iterator[_Registration]:
+    columns, states = REGISTRATIONS.c, {"waiting": 0, "unavailable": 1, "cached": 2}
+    order = (sa.case(states, value=columns.state), columns.fmspc, *REGISTRATIONS.primary_key)
+    for row in connection.execute(sa.select(REGISTRATIONS).order_by(*order)):
+        yield _Registration(
+            qe_id=row.qe_id,
+            pce_id=row.pce_id,
+            raw_tcb=_raw_tcb(row),
+            encrypted_ppid=row.encrypted_ppid,
+            platform_manifest=row.platform_manifest,
+            fmspc=row.fmspc or None,
+            state=row.state,
+            since=time_of(row.since),
+            last_seen=time_of(row.last_seen),
+            began=time_of(row.began),
         )
-        yield msgspec.json.encode(line)
 
 
-def read_line(store: CollateralStore, data: bytes, *, structure: str, field: str, now: datetime) -> Keep:
-    """Verify a line and give what keeps it; malformed lines are `FormatError`s that name the field."""
+def _history(store: CollateralStore, connection: sa.Connection) -> Iterator[_Choice | _Met | _Former]:
+    """Which certificates raw TCBs led to, of each the latest first; when platforms were met; former registrations."""
+    order = [PLATFORM_TCBS.c[name].desc() for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn", "since", "id")]
+    chosen = sa.select(PLATFORM_TCBS, PCK_CERTIFICATES.c.digest).join(PCK_CERTIFICATES).order_by(*order)
+    for row in connection.execute(chosen.where(_is_trusted(store))):
+        raw, since = _RawTcb(row.cpu_svn, row.pce_svn), time_of(row.since)
+        yield _Choice(qe_id=row.qe_id, pce_id=row.pce_id, raw_tcb=raw, certificate=row.digest.hex(), since=since)
+    for row, seen in met(connection):
+        yield _Met(
+            id=row.id,
+            tee=row.tee,
+            fmspc=row.fmspc,
+            ca=row.ca,
+            sgx_components=row.sgx_components.hex(),
+            pce_svn=row.pce_svn,
+            cpu_svn=row.cpu_svn.hex(),
+            seen=list(map(time_of, seen)),
+        )
+    for row in connection.execute(sa.select(FORMER_REGISTRATIONS).order_by(FORMER_REGISTRATIONS.c.id)):
+        yield _Former(
+            qe_id=row.qe_id,
+            pce_id=row.pce_id,
+            raw_tcb=_raw_tcb(row),
+            state=row.state,
+            since=time_of(row.since),
+            platform_manifest=row.platform_manifest,
+        )
+
+
+def _is_trusted(store: CollateralStore) -> sa.ColumnElement[bool]:
+    return PCK_CERTIFICATES.c.root.in_([root.public_key for root in store.roots.roots])
+
+
+def _raw_tcb(row: Any) -> _RawTcb | None:  # noqa: ANN401 - of registrations, or former ones
+    return _RawTcb(row.cpu_svn, row.pce_svn) if row.cpu_svn else None
+
+
+def _text(pem: bytes) -> str:
+    """PEM as text: what stands around its blocks may be of any encoding."""
+    return pem.decode(errors="replace")
+
+
+def _read_platform_line(store: CollateralStore, data: bytes, number: int, now: datetime) -> Keep:
+    """Verify a line and give what keeps it."""
+    line, field = _decode(data, _PLATFORM_LINE, number), f"line {number}"
+
+    def at(time: datetime) -> int:
+        return seconds(at_most(time, now, field))
+
     try:
-        line = _PLATFORM_LINE.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{error}", structure=structure, field=field) from error
-    try:
-        if isinstance(line, _Pck):
-            return _certificate(store, line, field, now)
-        if isinstance(line, _Registration):
-            return partial(restore_registration, registration=_registration(line, field, now))
-        if isinstance(line, _Choice):
-            return partial(_keep_choice, choice=_choice(line, field, now), field=field)
-        if isinstance(line, _Met):
-            return partial(restore_met, met=_met(line, field, now))
-        if isinstance(line, _Former):
-            return partial(restore_former, former=_former(line, field, now))
-        platform_class(line.policy)
-        return partial(
-            store.policies.restore, policy=line.policy, fmspc=bytes.fromhex(line.fmspc), default=line.default
-        )
+        match line:
+            case _Pck():
+                return _certificate(store, line, at(line.first_seen), at(line.last_seen))
+            case _Choice():
+                digest = bytes.fromhex(line.certificate)
+                return partial(_keep_choice, values=(line.ids(line.raw_tcb), digest, at(line.since)), field=field)
+            case _Met():
+                tcb = PckTcb(tuple(bytes.fromhex(line.sgx_components)), line.pce_svn, bytes.fromhex(line.cpu_svn))
+                of = sighted(line.id, line.tee, bytes.fromhex(line.fmspc), line.ca, tcb)
+                return partial(restore_met, of=of, seen=sorted(set(map(at, line.seen))))
+            case _Registration():
+                return partial(restore_registration, registration=_registration(line, field, now))
+            case _Former():
+                values = line.ids(line.raw_tcb).columns() | {"state": line.state, "since": at(line.since)}
+                return partial(keep_former, former=values | {"platform_manifest": line.platform_manifest})
+            case _Policy():
+                platform_class(line.policy)
+                fmspc = bytes.fromhex(line.fmspc)
+                return partial(store.policies.restore, policy=line.policy, fmspc=fmspc, default=line.default)
     except (ConfigError, FormatError) as error:
-        raise FormatError(error.message, structure=structure, field=field) from error
+        raise FormatError(error.message, structure=STRUCTURE, field=field) from error
 
 
-def _certificate(store: CollateralStore, line: _Pck, field: str, now: datetime) -> Keep:
-    pce_id = bytes.fromhex(line.pce_id)
+def _certificate(store: CollateralStore, line: _Pck, first_seen: int, last_seen: int) -> Keep:
+    platform = line.ids()
     answer = PckCertificateAnswer(line.certificate.encode(), line.issuer_chain.encode(), b"")
-    verified = store.platforms.verify(answer, pce_id)
-    stored = StoredPck(
-        bytes.fromhex(line.qe_id),
-        pce_id,
-        verified.answer,
-        line.source,
-        at_most(line.first_seen, now, field),
-        at_most(line.last_seen, now, field),
+    return partial(
+        restore_pck,
+        platform=platform,
+        verified=store.platforms.verify(answer, platform.pce_id),
+        source=line.source,
+        seen=(first_seen, last_seen),
+        raw_tcbs=None if line.raw_tcbs is None else [line.ids(raw) for raw in line.raw_tcbs],
     )
-    raw_tcbs = None
-    if line.raw_tcbs is not None:
-        raw_tcbs = [_raw_tcb(line.qe_id, line.pce_id, raw) for raw in line.raw_tcbs]
-    return partial(restore_pck, stored=stored, verified=verified, raw_tcbs=raw_tcbs)
 
 
-def _raw_tcb(qe_id: str, pce_id: str, raw: _RawTcb) -> PlatformTcb:
-    return PlatformTcb(bytes.fromhex(qe_id), bytes.fromhex(pce_id), bytes.fromhex(raw.cpu_svn), raw.pce_svn)
-
-
-def _choice(line: _Choice, field: str, now: datetime) -> Choice:
-    raw = _raw_tcb(line.qe_id, line.pce_id, line.raw_tcb)
-    return Choice(raw, bytes.fromhex(line.certificate), at_most(line.since, now, field))
-
-
-def _keep_choice(connection: sa.Connection, choice: Choice, field: str) -> bool:
+def _keep_choice(connection: sa.Connection, values: tuple[PlatformTcb, bytes, int], field: str) -> bool:
     try:
-        return restore_choice(connection, choice)
+        return restore_choice(connection, *values)
     except CollateralError as error:
         raise FormatError(error.message, structure=STRUCTURE, field=field) from error
 
 
-def _met(line: _Met, field: str, now: datetime) -> MetPlatform:
-    tcb = PckTcb(tuple(bytes.fromhex(line.sgx_components)), line.pce_svn, bytes.fromhex(line.cpu_svn))
-    seen = tuple(at_most(time, now, field) for time in line.seen)
-    return MetPlatform(line.id, line.tee, bytes.fromhex(line.fmspc), line.ca, tcb, seen)
-
-
-def _former(line: _Former, field: str, now: datetime) -> Former:
-    ids = bytes.fromhex(line.qe_id), bytes.fromhex(line.pce_id)
-    raw = line.raw_tcb or _RawTcb("", 0)
-    since = at_most(line.since, now, field)
-    return Former(*ids, bytes.fromhex(raw.cpu_svn), raw.pce_svn, line.state, since, line.platform_manifest)
-
-
 def _registration(line: _Registration, field: str, now: datetime) -> Registration:
-    pce_id, qe_id = bytes.fromhex(line.pce_id), bytes.fromhex(line.qe_id)
-    ppid, manifest = line.encrypted_ppid, line.platform_manifest
-    request: PckCertRequest | PckCertsRequest
-    if line.raw_tcb is None:
-        request = PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
-    else:
-        cpu_svn = bytes.fromhex(line.raw_tcb.cpu_svn)
-        request = PckCertRequest(cpu_svn, line.raw_tcb.pce_svn, pce_id, qe_id, ppid, manifest)
+    ids, ppid, manifest = line.ids(line.raw_tcb), line.encrypted_ppid, line.platform_manifest
+    request: PckCertRequest | PckCertsRequest = PckCertsRequest(ids.pce_id, ppid, manifest, qe_id=ids.qe_id)
+    if line.raw_tcb is not None:
+        request = PckCertRequest(ids.cpu_svn, ids.pce_svn, ids.pce_id, ids.qe_id, ppid, manifest)
     since, seen = at_most(line.since, now, field), at_most(line.last_seen, now, field)
     began = since if line.began is None else at_most(line.began, now, field)
     return Registration(request, line.state, since, bytes.fromhex(line.fmspc or ""), seen, began)
@@ -384,20 +372,19 @@ def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = F
             if version.id not in written:
                 written.add(version.id)
                 file.write(msgspec.json.encode(_line(store.load(version), version.sightings)) + b"\n")
-    policies = _write_lines(file, policy_lines(store))
-    certificates = _write_lines(file, certificate_lines(store)) if platforms else 0
-    registrations = _write_lines(file, registration_lines(store)) if platforms else 0
-    history = _write_lines(file, history_lines(store)) if platforms else 0
-    exported = Exported(len(written), policies, certificates, registrations, history)
-    lines = len(written) + policies + certificates + registrations + history
-    file.write(msgspec.json.encode(_End(lines)) + b"\n")
+    parts = (_policies, _certificates, _registrations, _history) if platforms else (_policies,)
+    with store.database.read(paused=True) as connection:  # as of one moment: choices name certificates
+        connection = connection.execution_options(yield_per=PAGE)
+        others = [_write_lines(file, part(store, connection)) for part in parts]
+    exported = Exported(len(written), *others, *[0] * (4 - len(others)))
+    file.write(msgspec.json.encode(_End(len(written) + sum(others))) + b"\n")
     return exported
 
 
-def _write_lines(file: BinaryIO, lines: Iterable[bytes]) -> int:
+def _write_lines(file: BinaryIO, lines: Iterable[msgspec.Struct]) -> int:
     count = 0
     for line in lines:
-        file.write(line + b"\n")
+        file.write(msgspec.json.encode(line) + b"\n")
         count += 1
     return count
 
@@ -450,7 +437,7 @@ def _read(
             _check_end(_decode(line, _END, number).end, number - 2, file)
             return
         if line.startswith(PLATFORM_LINE):
-            yield read_line(store, line, structure=STRUCTURE, field=f"line {number}", now=now)
+            yield _read_platform_line(store, line, number, now)
             continue
         document, sightings = _document(_decode(line, _LINE, number), number)
         imported.ahead = max(imported.ahead, *(one.seen - now for one in sightings))
@@ -497,7 +484,7 @@ def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
         fmspc=None if key.fmspc is None else key.fmspc.hex(),
         ca=key.ca,
         body=base64.b64encode(document.body).decode(),
-        issuer_chain=document.issuer_chain.decode(),
+        issuer_chain=_text(document.issuer_chain),
         seen=[_Seen(one.served_as, one.source, one.seen, one.seen) for one in sightings],
     )
 
@@ -544,3 +531,20 @@ def _update(served_as: str) -> Update | None:
             return served_as
         case _:
             return int(served_as)
+
+
+def at_most(seen: datetime, now: datetime, what: str) -> datetime:
+    """The time at which another machine saw something, not after now; `ClockError` where no small fault explains it."""
+    if seen.tzinfo is None:
+        raise FormatError("a time has no time zone", structure="archive", field=what)
+    try:
+        seen = seen.astimezone(UTC)
+    except OverflowError as error:  # before the year 1, or after 9999
+        raise FormatError("a time is none in UTC", structure="archive", field=what) from error
+    if seen - now > MAX_AHEAD:
+        raise ClockError(
+            f"{what} of the archive was seen at {rfc3339(seen)}, but this machine's clock says {rfc3339(now)}: this "
+            "clock is behind, or that of the machine which wrote the archive was ahead",
+            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
+        )
+    return min(seen, now)

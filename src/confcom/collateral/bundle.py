@@ -7,21 +7,17 @@ name the file; whether it is genuine is for `verify_collateral` to say.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from confcom.appraisal.collateral import Collateral
-from confcom.errors import (
-    CollateralInvalid,
-    CollateralNotFound,
-    ConfcomError,
-    ConfigError,
-    FormatError,
-)
+from confcom.appraisal.collateral import Collateral, CollateralJson
+from confcom.errors import CollateralInvalid, CollateralNotFound, ConfcomError, ConfigError, FormatError
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.formats.text import without_bom
@@ -37,18 +33,33 @@ BUNDLE_JSON = "collateral.json"
 MAX_BUNDLE_JSON = 40 << 20
 """Bytes. Both CRLs at their limit in hexadecimal, and room for the rest."""
 
-# Part → (names that its file may have, largest size in bytes). The content, not the name, says how a CRL is encoded.
-_CHAIN = MAX_PEM
-_FILES: dict[str, tuple[tuple[str, ...], int]] = {
-    "tcb_info_issuer_chain": (("tcb_info_issuer_chain.pem",), _CHAIN),
-    "tcb_info": (("tcb_info.json",), MAX_SIGNED_JSON),
-    "qe_identity_issuer_chain": (("qe_identity_issuer_chain.pem",), _CHAIN),
-    "qe_identity": (("qe_identity.json",), MAX_SIGNED_JSON),
-    "root_ca_crl": (("root_ca_crl.der", "root_ca_crl.pem", "root_ca_crl.hex", "root_ca_crl.crl"), MAX_CRL),
-    "pck_crl": (("pck_crl.der", "pck_crl.pem", "pck_crl.hex", "pck_crl.crl"), MAX_CRL),
-    "pck_crl_issuer_chain": (("pck_crl_issuer_chain.pem",), _CHAIN),
-    "pck_certificate_chain": (("pck_chain.pem",), _CHAIN),
+
+class _Part(NamedTuple):
+    names: tuple[str, ...]
+    limit: int
+    parse: Callable[[bytes], object]
+
+
+def _chain(name: str) -> _Part:
+    return _Part((f"{name}.pem",), MAX_PEM, partial(parse_certificates, structure="chain"))
+
+
+def _crl(name: str) -> _Part:
+    # The content, not the name, says how it is encoded.
+    return _Part(tuple(f"{name}.{ending}" for ending in ("der", "pem", "hex", "crl")), MAX_CRL, Crl.parse)
+
+
+_FILES: dict[str, _Part] = {
+    "tcb_info_issuer_chain": _chain("tcb_info_issuer_chain"),
+    "tcb_info": _Part(("tcb_info.json",), MAX_SIGNED_JSON, SignedTcbInfo.parse),
+    "qe_identity_issuer_chain": _chain("qe_identity_issuer_chain"),
+    "qe_identity": _Part(("qe_identity.json",), MAX_SIGNED_JSON, SignedEnclaveIdentity.parse),
+    "root_ca_crl": _crl("root_ca_crl"),
+    "pck_crl": _crl("pck_crl"),
+    "pck_crl_issuer_chain": _chain("pck_crl_issuer_chain"),
+    "pck_certificate_chain": _chain("pck_chain"),
 }
+"""Of each part the names that its file may have, its largest size in bytes, and what checks its form."""
 _OPTIONAL = frozenset({"pck_certificate_chain"})
 
 _FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or fetch it (`confcom collateral fetch`)."
@@ -67,9 +78,9 @@ def load_bundle(path: Path | str) -> Collateral:
     the file. A chain may be percent-encoded, as services send it in a header.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - what may not be looked at is reported when it is read
         return _load_json(path)
-    if not any((path / name).is_file() for name in _FILES["tcb_info"][0]) and (path / BUNDLE_JSON).is_file():
+    if not any((path / name).is_file() for name in _FILES["tcb_info"].names) and (path / BUNDLE_JSON).is_file():
         return _load_json(path / BUNDLE_JSON)
     files = {part: _read_part(path, part) for part in _FILES}
     parts = {part: found[1] if found else None for part, found in files.items()}
@@ -118,7 +129,7 @@ def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, by
     import tempfile  # here: reading a bundle does without
 
     files = dict(beside or {})
-    for part, (names, _) in _FILES.items():
+    for part, (names, _, _) in _FILES.items():
         if (data := getattr(collateral, part)) is not None:
             files[_name_for(data, names)] = data
     try:
@@ -126,7 +137,7 @@ def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, by
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as drafts:
             for name, data in files.items():
                 (Path(drafts) / name).write_bytes(data)
-            for name in {name for names, _ in _FILES.values() for name in names} - files.keys():
+            for name in {name for names, _, _ in _FILES.values() for name in names} - files.keys():
                 (folder / name).unlink(missing_ok=True)
             for name in files:
                 (Path(drafts) / name).replace(folder / name)
@@ -143,7 +154,7 @@ def to_json(collateral: Collateral) -> bytes:
     qe_identity = SignedEnclaveIdentity.parse(collateral.qe_identity)
     chain = collateral.pck_certificate_chain
     return msgspec.json.encode(
-        _BundleJson(
+        CollateralJson(
             pck_crl_issuer_chain=_text(collateral.pck_crl_issuer_chain, "pck_crl_issuer_chain"),
             root_ca_crl=bytes(Crl.parse(collateral.root_ca_crl, structure="root CA CRL")).hex(),
             pck_crl=bytes(Crl.parse(collateral.pck_crl, structure="PCK CRL")).hex(),
@@ -153,7 +164,7 @@ def to_json(collateral: Collateral) -> bytes:
             qe_identity_issuer_chain=_text(collateral.qe_identity_issuer_chain, "qe_identity_issuer_chain"),
             qe_identity=_text(qe_identity.body, "qe_identity"),
             qe_identity_signature=qe_identity.signature.hex(),
-            pck_certificate_chain=msgspec.UNSET if chain is None else _text(chain, "pck_certificate_chain"),
+            pck_certificate_chain=None if chain is None else _text(chain, "pck_certificate_chain"),
         )
     )
 
@@ -175,7 +186,7 @@ def from_json(data: bytes, *, source: str) -> Collateral:
         pck_crl=found.pck_crl.encode(),
         pck_crl_issuer_chain=_decoded_chain(found.pck_crl_issuer_chain.encode()),
         source=source,
-        pck_certificate_chain=_decoded_chain(chain.encode()) if isinstance(chain, str) else None,
+        pck_certificate_chain=None if chain is None else _decoded_chain(chain.encode()),
         places={part: f"{part} in {source}" for part in _FILES},
     )
     for part in _FILES:
@@ -187,25 +198,10 @@ def from_json(data: bytes, *, source: str) -> Collateral:
     return collateral
 
 
-class _BundleJson(msgspec.Struct):
-    """dcap-qvl's `QuoteCollateralV3`."""
-
-    pck_crl_issuer_chain: str
-    root_ca_crl: str
-    pck_crl: str
-    tcb_info_issuer_chain: str
-    tcb_info: str
-    tcb_info_signature: str
-    qe_identity_issuer_chain: str
-    qe_identity: str
-    qe_identity_signature: str
-    pck_certificate_chain: str | msgspec.UnsetType | None = msgspec.UNSET
+_BUNDLE_JSON = msgspec.json.Decoder(CollateralJson)
 
 
-_BUNDLE_JSON = msgspec.json.Decoder(_BundleJson)
-
-
-def _decode(data: bytes, source: str) -> _BundleJson:
+def _decode(data: bytes, source: str) -> CollateralJson:
     if len(data) > MAX_BUNDLE_JSON:
         raise CollateralInvalid(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", document=source)
     try:
@@ -257,16 +253,13 @@ def _text(data: bytes, field: str) -> str:
 def _load_json(path: Path) -> Collateral:
     data = _read(path, MAX_BUNDLE_JSON)
     if data is None:
-        raise CollateralNotFound(
-            f"there is no collateral at {path}",
-            advice=_EXPECTED,
-        )
+        raise CollateralNotFound(f"there is no collateral at {path}", advice=_EXPECTED)
     return from_json(data, source=str(path))
 
 
 def _read_part(folder: Path, part: str) -> tuple[str, bytes] | None:
     """The file that holds a part, and what it holds."""
-    names, limit = _FILES[part]
+    names, limit, _ = _FILES[part]
     for name in names:
         data = _read(folder / name, limit)
         if data is not None:
@@ -296,7 +289,7 @@ def _check_form(data: bytes | None, part: str, place: str) -> None:
     if data is None:
         return
     try:
-        _PARSERS[part](data)
+        _FILES[part].parse(data)
     except FormatError as error:
         raise CollateralInvalid.of(error, place) from error
 
@@ -304,22 +297,6 @@ def _check_form(data: bytes | None, part: str, place: str) -> None:
 def _decoded_chain(data: bytes) -> bytes:
     """A chain as PEM: services send it percent-encoded in a header, and people keep it as it came."""
     return unquote_to_bytes(data) if b"-----BEGIN%20" in data else data
-
-
-def _chain_form(data: bytes) -> object:
-    return parse_certificates(data, structure="chain")
-
-
-_PARSERS: dict[str, Callable[[bytes], object]] = {
-    "tcb_info_issuer_chain": _chain_form,
-    "tcb_info": SignedTcbInfo.parse,
-    "qe_identity_issuer_chain": _chain_form,
-    "qe_identity": SignedEnclaveIdentity.parse,
-    "root_ca_crl": Crl.parse,
-    "pck_crl": Crl.parse,
-    "pck_crl_issuer_chain": _chain_form,
-    "pck_certificate_chain": _chain_form,
-}
 
 
 def _name_for(data: bytes, names: tuple[str, ...]) -> str:

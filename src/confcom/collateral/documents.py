@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
 from confcom.errors import (
+    ClockError,
     CollateralError,
     CollateralNotFound,
     ConfcomError,
@@ -52,25 +53,16 @@ class DocumentKind(StrEnum):
 CRLS = frozenset({DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL})
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """Which fields of a key a kind has."""
-
-    tee: bool = False
-    fmspc: bool = False
-    ca: bool = False
-    update: bool = False
-
-
-_FIELDS: dict[DocumentKind, _Fields] = {
-    DocumentKind.TCB_INFO: _Fields(tee=True, fmspc=True, update=True),
-    DocumentKind.QE_IDENTITY: _Fields(tee=True, update=True),
-    DocumentKind.QVE_IDENTITY: _Fields(update=True),
-    DocumentKind.QAE_IDENTITY: _Fields(update=True),
-    DocumentKind.PCK_CRL: _Fields(ca=True),
-    DocumentKind.ROOT_CA_CRL: _Fields(),
-    DocumentKind.TCB_EVALUATION_DATA_NUMBERS: _Fields(tee=True),
+_FIELDS: dict[DocumentKind, frozenset[str]] = {
+    DocumentKind.TCB_INFO: frozenset({"tee", "fmspc", "update"}),
+    DocumentKind.QE_IDENTITY: frozenset({"tee", "update"}),
+    DocumentKind.QVE_IDENTITY: frozenset({"update"}),
+    DocumentKind.QAE_IDENTITY: frozenset({"update"}),
+    DocumentKind.PCK_CRL: frozenset({"ca"}),
+    DocumentKind.ROOT_CA_CRL: frozenset(),
+    DocumentKind.TCB_EVALUATION_DATA_NUMBERS: frozenset({"tee"}),
 }
+"""Which fields of a key a kind has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +80,10 @@ class DocumentKey:
     update: Update | None = None
 
     def __post_init__(self) -> None:
-        wanted = _FIELDS[self.kind]
         for name in ("tee", "fmspc", "ca", "update"):
-            if getattr(wanted, name) != (getattr(self, name) is not None):
-                raise ConfigError(f"the key of a {self.kind} {'needs' if getattr(wanted, name) else 'has no'} {name}")
+            wanted = name in _FIELDS[self.kind]
+            if wanted != (getattr(self, name) is not None):
+                raise ConfigError(f"the key of a {self.kind} {'needs' if wanted else 'has no'} {name}")
         if self.fmspc is not None and len(self.fmspc) != 6:
             raise ConfigError(f"an FMSPC is 6 bytes, found {len(self.fmspc)}")
         if isinstance(self.update, int) and not 0 <= self.update <= 0xFFFF_FFFF:
@@ -238,17 +230,22 @@ def take_apart(
     )
 
 
-def fetch_collateral(
-    fetch_document: Callable[[DocumentKey], Document],
-    fmspc: bytes,
-    ca: PckCaName,
-    tee: Tee,
-    *,
-    update: Update = "standard",
-    source: str,
-) -> Collateral:
-    """Collateral by asking for its documents one after the other; the first failure is raised as it is."""
-    return assemble((fetch_document(key) for key in keys_for(fmspc, ca, tee, update)), source=source)
+class CollateralSource(Protocol):
+    """Gives the collateral of a platform, whole or document by document. Calls block.
+
+    Failures: `CollateralNotFound` when the source has none for this platform, `CollateralUnavailable` when it does
+    not answer, `FormatError` when its answer is malformed. Nothing that it returns is trusted before
+    `verify_collateral`.
+    """
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
+        """Get the collateral for an FMSPC (6 bytes), the CA of its PCK certificate, and the kind of its quotes.
+
+        `update` chooses the standard set, the early one, or the one of a TCB evaluation data number.
+        """
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """Get one document."""
 
 
 _LISTS: dict[str, DocumentKey] = {
@@ -337,11 +334,10 @@ def check_answer(document: Document, *, source: str) -> None:
 def _require_key(key: DocumentKey, content: _Content, source: str) -> None:
     if isinstance(content, Crl):
         return
-    wanted: dict[str, object] = {}
-    found: dict[str, object] = {}
+    wanted: dict[str, object] = {"id": (key.tee or "").upper()}
+    found: dict[str, object] = {"id": content.id}
     if isinstance(content, TcbInfo):
-        wanted = {"id": (key.tee or "").upper(), "FMSPC": (key.fmspc or b"").hex()}
-        found = {"id": content.id, "FMSPC": content.fmspc.hex()}
+        wanted["FMSPC"], found["FMSPC"] = (key.fmspc or b"").hex(), content.fmspc.hex()
     elif isinstance(content, EnclaveIdentity):
         wanted, found = {"id": _IDENTITY_IDS[key.kind, key.tee]}, {"id": content.id.value}
     if isinstance(key.update, int):
@@ -511,3 +507,58 @@ def _content(document: Document) -> _Content:
 
 
 signed_json.prepare(_NumbersDocument, _NumbersJson)
+
+
+# This machine's clock, compared with the dates of documents
+#
+# Documents are issued in the past and used within weeks, so a clock far from them is more likely wrong than they are.
+
+
+TOLERANCE = timedelta(hours=1)
+"""A clock may be behind the issue of a document by this; Intel issues hours before it serves."""
+
+ABANDONED = timedelta(days=730)
+"""When everything expired longer ago than this, the clock may be ahead: a store in use is filled every month."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dates:
+    """The latest issue, and the latest expiry, of some documents."""
+
+    issued: datetime
+    expires: datetime
+
+    @classmethod
+    def of(cls, documents: Iterable[tuple[datetime, datetime]]) -> Dates | None:
+        """The dates of documents by issue and expiry; None where there are none."""
+        pairs = list(documents)
+        return cls(max(issued for issued, _ in pairs), max(expires for _, expires in pairs)) if pairs else None
+
+    def clock_behind(self, now: datetime) -> str:
+        """Why the clock is behind; empty where it need not be."""
+        if self.issued - now <= TOLERANCE:
+            return ""
+        return (
+            f"this machine's clock says {rfc3339(now)}, but collateral was issued at {rfc3339(self.issued)}: "
+            f"the clock is behind"
+        )
+
+    def clock_problem(self, now: datetime) -> str:
+        """Why the clock is behind, or probably ahead; empty where neither is."""
+        if now - self.expires <= ABANDONED:
+            return self.clock_behind(now)
+        return (
+            f"this machine's clock says {rfc3339(now)}, and all collateral expired by {rfc3339(self.expires)}: the "
+            f"clock is ahead, or nothing was fetched for years"
+        )
+
+    def require_clock(self, now: datetime) -> None:
+        """Refuse to take documents in by a clock that is behind their issue: `ClockError`."""
+        problem = self.clock_behind(now)
+        if problem:
+            raise ClockError(problem)
+
+
+def rfc3339(time: datetime) -> str:
+    """The time in UTC, to the second."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

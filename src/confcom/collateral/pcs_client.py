@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec import structs
+
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import (
     CRLS,
     Document,
     DocumentKey,
+    assemble,
     check_answer,
     document_from_answer,
-    fetch_collateral,
+    keys_for,
     request_for,
 )
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
@@ -111,13 +114,14 @@ class HttpExchange:
                 advice="Name a PEM file with the CA that issued the service's certificate.",
             ) from error
 
-    def ask(
-        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
-    ) -> HttpResponse:
-        """The response with status 200; every other outcome is an error, after the retries that make sense."""
+    def ask(self, request: pcs.Request, http: HttpRequest, limit: int) -> HttpResponse:
+        """The response with status 200; every other outcome is an error, after the retries that make sense.
+
+        `http` has the whole URL; an answer of more than `limit` bytes is refused.
+        """
         wait = self.limits.backoff
         for left in range(self.limits.retries, -1, -1):
-            outcome = self._exchange(request, url, http, headers, limit)
+            outcome = self._exchange(request, http, limit)
             if isinstance(outcome, HttpResponse):
                 if outcome.status == 200:
                     return outcome
@@ -130,23 +134,19 @@ class HttpExchange:
             wait *= 2
         raise AssertionError("the last try returns or raises")  # pragma: no cover
 
-    def ask_once(
-        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
-    ) -> HttpResponse:
+    def ask_once(self, request: pcs.Request, http: HttpRequest, limit: int) -> HttpResponse:
         """The response to one try, whatever its status; raises what kept it from coming."""
-        response = self._exchange(request, url, http, headers, limit)
+        response = self._exchange(request, http, limit)
         if isinstance(response, _Failure):
             raise response.error
         return response
 
-    def _exchange(
-        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
-    ) -> HttpResponse | _Failure:
+    def _exchange(self, request: pcs.Request, http: HttpRequest, limit: int) -> HttpResponse | _Failure:
         import httpx2
 
         from confcom.http_deadline import within
 
-        question = _Question(pcs.describe(request), self.service, url, http, headers, limit)
+        question = _Question(pcs.describe(request), self.service, http, limit)
         with httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False) as client:
             try:
                 return within(self.limits.deadline, lambda extensions: question.ask(client, extensions))
@@ -160,20 +160,18 @@ class _Question:
 
     what: str
     service: str
-    url: str
     http: HttpRequest
-    headers: dict[str, str]
     limit: int
 
     def ask(self, client: httpx2.Client, extensions: dict[str, Any]) -> HttpResponse | _Failure:
         import httpx2
 
         # Not compressed: a limit on the bytes that come is then a limit on the bytes that there are.
-        headers = {"accept-encoding": "identity", "user-agent": "confcom", **self.headers, **dict(self.http.headers)}
+        headers = {"accept-encoding": "identity", "user-agent": "confcom", **dict(self.http.headers)}
         try:
             with client.stream(
                 self.http.method,
-                self.url,
+                self.http.url or "",
                 headers=headers,
                 content=self.http.body or None,
                 follow_redirects=False,
@@ -256,7 +254,7 @@ class PcsClient:
 
     def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
         """The collateral of a platform, of one set."""
-        return fetch_collateral(self.fetch_document, fmspc, ca, tee, update=update, source=self.source)
+        return assemble(map(self.fetch_document, keys_for(fmspc, ca, tee, update)), source=self.source)
 
     def fetch_document(self, key: DocumentKey) -> Document:
         """One document, held to its key."""
@@ -279,12 +277,11 @@ class PcsClient:
         http = build_request(request, self.api)
         if isinstance(request, pcs.RootCaCrlRequest) and self._root_ca_crl_url is not None:
             http = HttpRequest("", url=self._root_ca_crl_url)
-        if http.url is not None:
-            # Another host: it must not see the key.
-            return self._http.ask(request, http.url, http, {}, limit)
-        name = _KEY_HEADERS[self.api.dialect]
-        headers = {name: self._key} if self._key is not None and name else {}
-        return self._http.ask(request, self.base_url + http.target, http, headers, limit)
+        if http.url is None:  # else another host, which must not see the key
+            name = _KEY_HEADERS[self.api.dialect]
+            key = () if self._key is None or not name else ((name, self._key),)
+            http = structs.replace(http, url=self.base_url + http.target, headers=(*key, *http.headers))
+        return self._http.ask(request, http, limit)
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -44,6 +44,7 @@ from confcom.protocols.pcs import (
     ENCRYPTED_PPID_SIZE,
     MAX_PLATFORM_MANIFEST,
     MAX_QE_ID,
+    PckCaName,
     PckCertificateAnswer,
     PckCertRequest,
     PckCertsRequest,
@@ -125,8 +126,8 @@ class PlatformCollateral:
             raise FormatError("is missing", structure=STRUCTURE, field="certificates")
         self._chains = _decode(found, _CERTIFICATES, "certificates")
 
-    def documents(self) -> Iterator[tuple[str, Callable[[], Document]]]:
-        """What each document is, and the call that reads it."""
+    def documents(self) -> Iterator[tuple[str, Callable[[], Document | None]]]:
+        """What each document is, and the call that reads it; None where Intel's tool got none."""
         for number, span in enumerate(self._tcb_infos):
             try:
                 entry = _decode(self._walk.piece(span), _MEMBERS, f"tcbinfos[{number}]")
@@ -140,16 +141,9 @@ class PlatformCollateral:
             text = self._member(name)
             if text is not None and text not in _NOTHING:
                 yield name, partial(_identity, key, text, name, _chain(self._chains.identity))
-        crls = _decode(self._member("pckcacrl") or b"{}", _CRLS, "pckcacrl")
-        if crls.processor:
-            chain = self._pck_chain("processor")
-            yield "processorCrl", partial(_crl, DocumentKey.pck_crl("processor"), crls.processor, chain)
-        if crls.platform:
-            chain = self._pck_chain("platform")
-            yield "platformCrl", partial(_crl, DocumentKey.pck_crl("platform"), crls.platform, chain)
-        root = _decode(self._member("rootcacrl") or b'""', _STRING, "rootcacrl")
-        if root:
-            yield "rootcacrl", partial(_crl, DocumentKey.root_ca_crl(), root, b"")
+        yield "processorCrl", partial(self._pck_crl, "processor")
+        yield "platformCrl", partial(self._pck_crl, "platform")
+        yield "rootcacrl", self._root_ca_crl
 
     def platforms(self) -> Iterator[tuple[str, Callable[[], PlatformCertificates]]]:
         """Which platform each is (its QE_ID as it is written), and the call that reads it."""
@@ -195,6 +189,14 @@ class PlatformCollateral:
         except ConfigError as error:
             raise FormatError(error.message, structure=STRUCTURE, field="fmspc") from error
         return Document(key, _signed(bytes(entry[name]), name), chain)
+
+    def _pck_crl(self, ca: PckCaName) -> Document | None:
+        found = _decode(self._member("pckcacrl") or b"{}", _CRLS, "pckcacrl")
+        text = found.processor if ca == "processor" else found.platform
+        return _crl(DocumentKey.pck_crl(ca), text, self._pck_chain(ca))
+
+    def _root_ca_crl(self) -> Document | None:
+        return _crl(DocumentKey.root_ca_crl(), _decode(self._member("rootcacrl") or b'""', _STRING, "rootcacrl"), b"")
 
     def _platform(self, span: Span) -> PlatformCertificates:
         entry = _decode(self._platform_piece(span), _PCK_CERTS, "pck_certs")
@@ -319,8 +321,8 @@ def _signed(text: bytes, name: str) -> bytes:
     return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _crl(key: DocumentKey, text: str, chain: bytes) -> Document:
-    return Document(key, bytes(Crl.parse(text.encode(), structure=str(key))), chain)
+def _crl(key: DocumentKey, text: str, chain: bytes) -> Document | None:
+    return Document(key, bytes(Crl.parse(text.encode(), structure=str(key))), chain) if text else None
 
 
 def _chain(text: str) -> bytes:
@@ -388,7 +390,8 @@ def take_platform_collateral(
     for name, read_document in collateral.documents():
         proceed()
         try:
-            documents.append(verify_document(read_document(), roots=store.roots))
+            if (document := read_document()) is not None:
+                documents.append(verify_document(document, roots=store.roots))
         except ConfcomError as error:
             taken.refuse(taken.refused_documents, name, error)
     store.add_verified(documents, seen=now, source=SOURCE)

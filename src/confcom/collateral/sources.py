@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import OrderedDict
@@ -17,14 +18,13 @@ from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.appraisal.quote import pck_chain_of
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import (
+    CollateralSource,
     Document,
     DocumentKey,
     check_answer,
-    fetch_collateral,
     missing_document,
     take_apart,
 )
-from confcom.collateral.interface import CollateralSource
 from confcom.collateral.pcs_client import DEFAULT_LIMITS, HttpLimits, PcsClient
 from confcom.errors import (
     CollateralError,
@@ -85,8 +85,7 @@ class AzureThim:
 
     def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
         """The collateral of a platform. CRLs come from the same cache as the rest."""
-        client = self._client(tee)
-        return fetch_collateral(client.fetch_document, fmspc, ca, tee, update=update, source=client.source)
+        return self._client(tee).fetch(fmspc, ca, tee, update=update)
 
     def fetch_document(self, key: DocumentKey) -> Document:
         """One document; those of TDX from the region's cache."""
@@ -251,13 +250,12 @@ def open_source(name: str, options: SourceOptions) -> Iterator[CollateralSource]
     if name == "thim" or "://" in url:
         yield OfflineSource() if options.offline else _service(url, options)
         return
-    path = Path(name)
-    if not path.exists():
+    if not os.path.exists(name):  # noqa: PTH110 - for a name that no file can have, too
         raise CollateralNotFound(
             f"there is no collateral at {name}",
             advice="Name a folder, a collateral.json, a store, the URL of a collateral service, intel, pccs or thim.",
         )
-    yield BundleSource(path)
+    yield BundleSource(Path(name))
 
 
 def _service(url: str, options: SourceOptions) -> CollateralSource:

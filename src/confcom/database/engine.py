@@ -143,10 +143,15 @@ class Database:
         self._drivers_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """A connection with one consistent view; `DatabaseError` if there is none."""
+    def read(self, *, paused: bool = False) -> Iterator[sa.Connection]:
+        """A connection with one consistent view; `DatabaseError` if there is none.
+
+        `paused`: the reader may take any time between two rows, as what it writes to does.
+        """
         with self._translated(), self.engine.connect() as connection:
             connection.exec_driver_sql(f"BEGIN{_ONE_VIEW if self.shared else ''}")
+            if self.shared and paused:
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             yield connection
             if self.shared:
                 connection.commit()  # a rollback would make psycopg drop prepared statements
@@ -239,8 +244,8 @@ class Database:
         with self.read() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
-        if found != "ok" or broken is not None:
-            raise DatabaseDamaged(f"the database {self.address} is damaged: {found}")
+            if found != "ok" or broken is not None:
+                raise DatabaseDamaged(f"the database {self.address} is damaged: {found}")
 
     def close(self) -> None:
         """Close the connections."""

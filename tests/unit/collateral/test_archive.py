@@ -131,6 +131,8 @@ def test_another_form_is_refused(other, archive, later, change):
     [
         {"first_seen": "2026-06-02T00:00:00Z", "last_seen": "2026-06-01T00:00:00Z"},
         {"first_seen": "2026-06-01T00:00:00", "last_seen": "2026-06-01T00:00:00"},
+        {"first_seen": "0001-01-01T00:00:00+14:00", "last_seen": "0001-01-01T00:00:00+14:00"},
+        {"first_seen": "9999-12-31T23:59:59-12:00", "last_seen": "9999-12-31T23:59:59-12:00"},
         {"served_as": "late"},
         {"served_as": "standard"},
     ],
@@ -220,13 +222,15 @@ def certificate(world, step: int = 0) -> PckCertificateAnswer:
     return PckCertificateAnswer(leaf + end, chain, b"")
 
 
+RAW_TCBS = [PlatformTcb(bytes([one]) * 16, bytes(2), bytes([day]) * 16, 7) for one, day in ((1, 0), (1, 3), (2, 1))]
+
+
 @pytest.fixture
 def peopled(filled, world, now) -> CollateralStore:
     """With two platforms, certificates for three raw TCBs, and registrations of every kind."""
     answer, newer = certificate(world), certificate(world, 1)
-    for number, day in ((1, 0), (1, 3), (2, 1)):
-        raw = PlatformTcb(bytes([number]) * 16, bytes(2), bytes([day]) * 16, 7)
-        filled.platforms.add_pck_certificate(raw, answer, seen=now + day * DAY, source="pcs")
+    for raw in RAW_TCBS:
+        filled.platforms.add_pck_certificate(raw, answer, seen=now + raw.cpu_svn[0] * DAY, source="pcs")
     manifest = PckCertsRequest(bytes(2), None, b"manifest", qe_id=b"\x03" * 16)
     ppid = PckCertRequest(bytes(16), 7, bytes(2), b"\x01" * 16, b"\x05" * 384)
     filled.registrations.put(Registration(ppid, "cached", now, FMSPC, now + DAY))
@@ -243,16 +247,20 @@ def peopled(filled, world, now) -> CollateralStore:
     return filled
 
 
+def exported(store: CollateralStore) -> list[dict]:
+    file = io.BytesIO()
+    write_archive(store, file, platforms=True)
+    return lines(file.getvalue())
+
+
 def carried(store: CollateralStore) -> tuple[object, ...]:
     found = store.platforms
     return (
-        list(found.stored_certificates()),
-        [list(store.registrations.all(state)) for state in ("waiting", "unavailable", "cached")],
+        exported(store),
+        [store.registrations.page(state) for state in ("waiting", "unavailable", "cached")],
         store.policies.all(),
         [found.groups(NOW + day * DAY) for day in (-1, 0, 4, 7, 8, 9, 100)],
-        list(found.choices()),
-        list(store.registrations.former()),
-        [found.pck_certificate(choice.platform) for choice in found.choices()],
+        [found.pck_certificate(raw) for raw in RAW_TCBS],
     )
 
 
@@ -306,10 +314,11 @@ def test_an_archive_replaces_neither_a_later_chain_nor_an_earlier_source(
     ):
         target.platforms.add_pck_certificate(raw, one, seen=now + when * DAY, source=name)
     crossed(other, store, later)
-    (kept,) = store.platforms.stored_certificates()
-    assert kept.answer.issuer_chain == (archived if is_latest else latest).issuer_chain
-    assert kept.source == source
-    assert (kept.first_seen, kept.last_seen) == (now + min(0, day) * DAY, now + max(9, day) * DAY)
+    (kept,) = (line for line in exported(store) if line.get("platform") == "pck-certificate")
+    assert kept["issuer_chain"].encode() == (archived if is_latest else latest).issuer_chain
+    assert kept["source"] == source
+    times = [datetime.fromisoformat(kept[name]) for name in ("first_seen", "last_seen")]
+    assert times == [now + min(0, day) * DAY, now + max(9, day) * DAY]
 
 
 @pytest.mark.parametrize("day", [1, 20])
@@ -378,6 +387,8 @@ def test_an_archive_of_before_says_by_its_certificates_when_platforms_were_met(p
         ("choice", {"since": "2026-06-01T00:00:00"}),
         ("sightings", {"seen": []}),
         ("sightings", {"seen": ["2026-06-01T00:00:00"]}),
+        ("sightings", {"seen": ["0001-01-01T00:00:00+14:00"]}),
+        ("registration", {"began": "0001-01-01T00:00:00+14:00"}),
         ("sightings", {"id": "00" * 16}),
         ("sightings", {"sgx_components": "00" * 15}),
         ("former-registration", {"state": "lost"}),
@@ -392,3 +403,53 @@ def test_a_line_of_history_that_is_not_as_it_should_be_is_refused(peopled, other
     entries[index] = {"platform": kind} | line | change
     with pytest.raises(FormatError, match=f"line {index + 1}"):
         read(other, joined(entries), later)
+
+
+def test_an_archive_is_of_one_moment(peopled, other, world, later, now):
+    class Written(io.BytesIO):
+        """While a certificate is written, another process keeps one and chooses it."""
+
+        taken = False
+
+        def write(self, data):
+            if b'"pck-certificate"' in data and not self.taken:
+                self.taken = True
+                raw = PlatformTcb(b"\x07" * 16, bytes(2), bytes(16), 7)
+                answer = certificate(world, 2)
+                peopled.platforms.add_pck_certificate(raw, answer, seen=now + 10 * DAY, source="pcs")
+            return super().write(data)
+
+    before, file = exported(peopled), Written()
+    write_archive(peopled, file, platforms=True)
+    assert lines(file.getvalue()) == before
+    assert len(exported(peopled)) > len(before)
+    crossed(peopled, other, later)
+    assert carried(other) == carried(peopled)
+
+
+def test_text_around_issuers_may_be_of_any_encoding(peopled, other, world, later, now):
+    before, text = certificate(world, 3), "Herkunft: München\n".encode("latin-1")
+    answer = replace(before, issuer_chain=text + before.issuer_chain)
+    peopled.platforms.add_pck_certificate(RAW_TCBS[0], answer, seen=now + 10 * DAY, source="pcs")
+    collateral = world.publish(now + 6 * DAY)
+    parts = take_apart(collateral, fmspc=world.machine.fmspc, ca="platform", tee="sgx")
+    noted = [replace(part, issuer_chain=part.issuer_chain and text + part.issuer_chain) for part in parts]
+    peopled.add(noted, seen=now + 6 * DAY, source="pcs")
+    crossed(peopled, other, later)
+    kept = other.platforms.pck_certificate(RAW_TCBS[0])
+    assert kept.issuer_chain == "Herkunft: M\ufffdnchen\n".encode() + before.issuer_chain
+    key = DocumentKey.qe_identity("sgx")
+    assert other.document(key, at=later).body == peopled.document(key, at=later).body
+
+
+def test_an_archive_cannot_make_the_history_of_a_platform_grow_at_will(peopled, other, later):
+    former = {"platform": "former-registration", "qe_id": "03" * 16, "pce_id": "0000", "state": "waiting"}
+    entries = exported(peopled)[:1]
+    for number in range(200):
+        manifest = base64.b64encode(b"made up %d" % number).decode()
+        entries.append(former | {"since": f"2026-06-01T00:{number // 60:02}:{number % 60:02}Z"})
+        entries.append(entries[-1] | {"platform_manifest": manifest})
+    read(other, joined([*entries, {"end": len(entries) - 1}]), later)
+    kept = [line for line in exported(other) if line.get("platform") == "former-registration"]
+    assert len(kept) == 1 + 64
+    assert kept[-1]["platform_manifest"] == base64.b64encode(b"made up 199").decode()

@@ -13,7 +13,6 @@ from confcom.collateral.documents import (
     DocumentKind,
     assemble,
     document_from_answer,
-    fetch_collateral,
     key_for,
     keys_for,
     request_for,
@@ -109,15 +108,3 @@ def test_a_digest_tells_body_and_chain_apart():
     key = DocumentKey.root_ca_crl()
     digests = {Document(key, *parts).digest() for parts in ((b"ab", b"c"), (b"a", b"bc"), (b"abc", b""), (b"ab", b"d"))}
     assert len(digests) == 4
-
-
-def test_fetching_asks_for_each_document_once(world):
-    asked = []
-
-    def fetch(key: DocumentKey) -> Document:
-        asked.append(key)
-        return world.pcs.fetch_document(key)
-
-    got = fetch_collateral(fetch, world.machine.fmspc, "platform", "sgx", source="there")
-    assert got == replace(world.publish(), source="there")
-    assert asked == list(keys_for(world.machine.fmspc, "platform", "sgx"))

@@ -30,7 +30,8 @@ IDENTITY = pki.signed("enclaveIdentity", pki.enclave_identity())
 def read(data: bytes) -> tuple[list[Document], list[PlatformCertificates]]:
     """Everything, with the first failure raised."""
     found = PlatformCollateral(data)
-    return [item() for _, item in found.documents()], [item() for _, item in found.platforms()]
+    documents = filter(None, (item() for _, item in found.documents()))
+    return list(documents), [item() for _, item in found.platforms()]
 
 
 def written(collaterals: dict[str, Any], platforms: list[Any] | None = None, **layout: Any) -> bytes:
@@ -164,6 +165,21 @@ def test_what_is_wrong_with_one_says_nothing_about_the_others() -> None:
         read(written(collaterals))
 
 
+def test_revocation_lists_of_another_form_say_nothing_about_other_documents() -> None:
+    for wrong, refused in (({"pckcacrl": []}, 2), ({"rootcacrl": 5}, 1), ({"pckcacrl": {"platformCrl": "00"}}, 1)):
+        chains = CERTIFICATES | {"TCB-Info-Issuer-Chain": quote(CHAIN)}
+        collaterals = {"certificates": chains, "qeidentity": IDENTITY.decode(), "rootcacrl": pki.crl().hex()} | wrong
+        found: list[object] = []
+        for name, item in PlatformCollateral(written(collaterals)).documents():
+            try:
+                found.append(item() and name)
+            except FormatError:
+                found.append(FormatError)
+        assert found.count(FormatError) == refused, wrong
+        assert "qeidentity" in found
+        assert ("rootcacrl" in found) == ("rootcacrl" not in wrong)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -186,5 +202,5 @@ def test_the_parts_may_come_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "body"
     path.write_bytes(mixed)
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-        (document,) = [item() for _, item in PlatformCollateral(mapped).documents()]
+        (document,) = filter(None, [item() for _, item in PlatformCollateral(mapped).documents()])
     assert document.key == DocumentKey.root_ca_crl()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from confcom.collateral import sources
+from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.pcs_client import PcsClient
 from confcom.collateral.sources import (
@@ -102,6 +103,11 @@ def test_a_folder_and_a_file_are_bundles(tmp_path, options):
 
 
 def test_what_is_nothing_is_named(tmp_path, options):
+    for name in ("missing", "x" * 300):
+        with pytest.raises(CollateralNotFound, match="no collateral at"), open_source(str(tmp_path / name), options):
+            pass
+    with pytest.raises(CollateralNotFound, match="x cannot be read: File name too long"):
+        load_bundle(tmp_path / ("x" * 300))
     with pytest.raises(CollateralNotFound, match="no collateral at"), open_source(str(tmp_path / "missing"), options):
         pass
 

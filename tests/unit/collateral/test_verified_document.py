@@ -10,6 +10,7 @@ import pytest
 from confcom.collateral.documents import (
     Document,
     DocumentKey,
+    DocumentKind,
     VerifiedDocument,
     check_answer,
     keys_for,
@@ -117,3 +118,14 @@ def test_only_verification_makes_a_verified_document(documents, world):
     verified = verify_document(documents[0], roots=world.trust_roots)
     with pytest.raises(TypeError):
         VerifiedDocument(documents[0], verified.facts, verified.root, verified.expires)
+
+
+def test_the_list_of_the_other_kind_of_quotes_is_refused(world):
+    keys = [DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee) for tee in ("sgx", "tdx")]
+    for asked, other in (keys, keys[::-1]):
+        given = world.pcs.fetch_document(asked)
+        assert verify_document(given, roots=world.trust_roots).facts.number
+        with pytest.raises(CollateralNotFound, match=f"has id {(asked.tee or '').upper()}"):
+            check_answer(replace(given, key=other), source="there")
+        with pytest.raises(MismatchError):
+            verify_document(replace(given, key=other), roots=world.trust_roots)

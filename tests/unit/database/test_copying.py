@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from confcom.database.copying import copy_database
 from confcom.database.engine import Database, DatabaseAddress
+from confcom.database.revisions import copy_database
 from confcom.errors import ConfigError, DatabaseError
 from confcom.services.attestation.attestation_store import (
     CHAIN,

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from confcom.appraisal.collateral import verify_collateral
-from confcom.collateral.documents import DocumentKey, DocumentKind, verify_document
-from confcom.collateral.interface import CollateralSource
+from confcom.collateral.documents import CollateralSource, DocumentKey, DocumentKind, verify_document
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.simulator.machine import FMSPC, MachineTcb
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from confcom.appraisal.collateral import CollateralJson
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.appraisal.inspection.pki import certificates_of_pem, chain_item, crl_items
 from confcom.errors import FormatError
@@ -130,21 +131,6 @@ def identity_items(identity: EnclaveIdentity) -> tuple[Item, ...]:
         bytes_item("attributes_mask", identity.attributes_mask, "bits that must agree"),
         listing("tcb_levels", map(_isv_svn_level, identity.tcb_levels), "highest first"),
     )
-
-
-class CollateralJson(msgspec.Struct):
-    """A set of collateral in one document, as dcap-qvl writes it."""
-
-    pck_crl_issuer_chain: str
-    root_ca_crl: str
-    pck_crl: str
-    tcb_info_issuer_chain: str
-    tcb_info: str
-    tcb_info_signature: str
-    qe_identity_issuer_chain: str
-    qe_identity: str
-    qe_identity_signature: str
-    pck_certificate_chain: str | None = None
 
 
 _COLLATERAL_JSON = msgspec.json.Decoder(CollateralJson)

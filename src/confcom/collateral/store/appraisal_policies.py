@@ -41,7 +41,7 @@ class AppraisalPolicies:
         """
         platform_class(policy)
         id_ = hashlib.sha384(policy.encode()).hexdigest()
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             if default:
                 connection.execute(sa.update(APPRAISAL_POLICIES).where(*_defaults(fmspc)).values(is_default=0))
             added = Database.insert(connection.dialect.name, APPRAISAL_POLICIES)

@@ -12,15 +12,14 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from confcom.collateral.sources import SQLITE_MAGIC
-from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, LEASES, NEWEST
-from confcom.database.changes import Leases, announcement
-from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress, LookUp, Query, engines_error
+from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, NEWEST
+from confcom.database.changes import announcement
+from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress, engines_error
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,
@@ -48,96 +47,43 @@ class StoreUnavailable(CollateralUnavailable):
     """The store is busy or its server does not answer; the source of collateral is not to blame."""
 
 
-class StoreDatabase:
-    """Transactions of one store; safe to use from several threads and processes. Times out, never hangs."""
+class StoreDatabase(Database):
+    """The database of one store: its failures are `CollateralError`s with advice. Times out, never hangs."""
 
     def __init__(self, store: Path | str, *, create: bool, busy_timeout: float = BUSY_TIMEOUT) -> None:
         """`store`: a path, or the URL of a PostgreSQL database, which `confcom collateral migrate` has prepared."""
-        self.database = Database(DatabaseAddress.parse(store), busy_timeout=busy_timeout)
-        self._leases = Leases(self.database, LEASES)
+        super().__init__(DatabaseAddress.parse(store), busy_timeout=busy_timeout)
         self.written = 0
-        """Transactions of this object that have written."""
-        self._damaged_rows = 0
-        path = self.database.address.path
+        """Changes that this object made."""
         try:
-            if path is not None:
-                self._find(path, create=create)
+            if self.address.path is not None:
+                self._find(self.address.path, create=create)
             self._check_schema()
         except BaseException:
             self.close()
             raise
 
-    @property
-    def shared(self) -> bool:
-        """Whether other machines may write too (PostgreSQL)."""
-        return self.database.shared
-
-    @property
-    def failures(self) -> int:
-        """Transactions that failed because of the engine or of what is stored."""
-        return self.database.failures + self._damaged_rows
-
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """A connection with one consistent view of the store."""
-        with self._translated(), self.database.read() as connection:
-            yield connection
-
-    @contextmanager
-    def look_ups(self) -> Iterator[LookUp]:
-        """A function for the few rows of a query, each of its own moment: faster than `read`."""
-        with self._translated(), self.database.look_ups() as look_up:
-            yield look_up
-
-    @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A connection in a transaction: all of it is kept when the block ends well, none of it otherwise."""
-        with self._translated(), self.database.write(TOPIC) as connection:
+    def change(self) -> Iterator[sa.Connection]:
+        """`write`, one at a time, which is counted and announced to other processes."""
+        with self.write(TOPIC) as connection:
             yield connection
             connection.execute(_COUNT_AND_ANNOUNCE if self.shared else _COUNT_CHANGE)
         self.written += 1
 
-    def changes(self) -> int:
-        """How many transactions have written so far, of every process."""
-        with self.look_ups() as look_up:
-            ((number,),) = look_up(_CHANGES, {})
-            return int(number)
-
-    def take_lease(self, name: str, now: datetime, lasting: timedelta) -> bool:
-        """Whether this process may do for all replicas what the lease is for; of a file always."""
-        if not self.shared:
-            return True
-        with self._translated():
-            return self._leases.take(name, now, lasting)
-
-    def release_lease(self, name: str) -> None:
-        """Let another replica have it at once."""
-        if self.shared:
-            with self._translated():
-                self._leases.release(name)
-
-    def check(self) -> None:
-        """Read the whole file and compare its tables with their indexes; damage is a `CollateralError`."""
-        with self._translated():
-            self.database.check()
-
-    def close(self) -> None:
-        """Close every connection; the last one to close tidies SQLite's write-ahead log away."""
-        self.database.close()
-
     def _find(self, path: Path, *, create: bool) -> None:
         _remove_leftovers(path)
-        if not path.exists():
-            if not create:
-                raise CollateralNotFound(
-                    f"there is no collateral store at {path}",
-                    advice="Make one with `confcom collateral fetch --store`.",
-                )
-            # Put in place whole: no process ever opens half a store. If another process was faster, its store serves.
-            with suppress(FileExistsError), unfinished_store(path):
-                pass
-        # Before SQLite opens it, which may write to it.
         try:
+            if not path.exists():
+                if not create:
+                    raise CollateralNotFound(
+                        f"there is no collateral store at {path}",
+                        advice="Make one with `confcom collateral fetch --store`.",
+                    )
+                # Put in place whole: no process opens half a store. If another process was faster, its store serves.
+                with suppress(FileExistsError), unfinished_store(path):
+                    pass
+            # Before SQLite opens it, which may write to it.
             with path.open("rb") as file:
                 head = file.read(72)
         except OSError as error:
@@ -161,18 +107,19 @@ class StoreDatabase:
         from confcom.collateral.store.migrations import CHAIN
 
         with self._translated():
-            (CHAIN.check if self.shared else CHAIN.upgrade)(self.database)
+            (CHAIN.check if self.shared else CHAIN.upgrade)(self)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
-            yield
+            with super()._translated():
+                yield
         except CollateralError:
             raise
         except DatabaseDamaged as error:
             raise self._damaged(_engines_reason(error)) from error
         except DatabaseUnavailable as error:
-            busy = f"another process is writing the collateral store {self.database.address} and did not finish in time"
+            busy = f"another process is writing the collateral store {self.address} and did not finish in time"
             raise StoreUnavailable(error.message if self.shared else busy, advice=error.advice()) from error
         except ConfigError as error:
             code = getattr(engines_error(error.__cause__), "sqlite_errorcode", None)
@@ -184,12 +131,12 @@ class StoreDatabase:
             raise
         except (ValueError, TypeError, OverflowError) as error:
             # A row that we did not write so.
-            self._damaged_rows += 1
+            self.failures += 1
             raise self._damaged(str(error)) from error
 
     def _damaged(self, found: str) -> CollateralError:
         return CollateralError(
-            f"the collateral store {self.database.address} is damaged: {found}",
+            f"the collateral store {self.address} is damaged: {found}",
             advice=_RESTORE if self.shared else _DAMAGED,
         )
 
@@ -200,7 +147,6 @@ def _engines_reason(error: ConfcomError) -> str:
     return error.message.rpartition(" is damaged: ")[2] if found is None else str(found)
 
 
-_CHANGES = Query(sa.select(CHANGES.c.number))
 _COUNT_CHANGE = sa.update(CHANGES).values(number=CHANGES.c.number + 1)
 _COUNT_AND_ANNOUNCE = _COUNT_CHANGE.returning(announcement(TOPIC))
 

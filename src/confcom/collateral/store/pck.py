@@ -71,7 +71,7 @@ class PckClaims:
             "ca": answer.ca,
             "last_seen": now,
         }
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             added = Database.insert(connection.dialect.name, PCK_CLAIMS)
             replaced = {name: added.excluded[name] for name in ("tcbm", "root", "certificate", "chain", "fmspc", "ca")}
             kept = added.on_conflict_do_update(

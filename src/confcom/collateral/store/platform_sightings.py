@@ -6,7 +6,7 @@ A PPID is a lasting identifier of a machine: only its SHA-256 is kept here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import Insert
 
-from confcom.collateral.store.rows import ca_of, seconds, tee_of, time_of
+from confcom.collateral.store.rows import ca_of, tee_of
 from confcom.collateral.store.schema import CURRENT_PLATFORMS, PLATFORM_SIGHTINGS, PLATFORMS
 from confcom.database.engine import Database
 from confcom.formats.pck_extension import PckExtension, PckTcb
@@ -26,18 +26,6 @@ PAGE = 1000
 LATEST = datetime.max.replace(tzinfo=UTC)
 SIGHTED_AGAIN = 7 * 24 * 3600
 """Seconds in which a platform that stays at its TCB has one sighting: 100,000 platforms add 5 million rows a year."""
-
-
-@dataclass(frozen=True, slots=True)
-class MetPlatform:
-    """A platform at one TCB, and when it was met there. `id` is the SHA-256 of its PPID in hexadecimal digits."""
-
-    id: str
-    tee: Tee
-    fmspc: bytes
-    ca: PckCaName
-    tcb: PckTcb
-    seen: tuple[datetime, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +70,24 @@ def kinds(connection: sa.Connection) -> tuple[tuple[Tee, bytes, PckCaName], ...]
     return tuple((tee_of(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
 
 
-def met_after(connection: sa.Connection, number: int) -> tuple[int, list[MetPlatform]]:
-    """A page of platforms with a higher number: the highest of them, and each with all of its sightings."""
-    rows = connection.execute(_PAGE, {"after": number}).all()
-    if not rows:
-        return number, []
-    times: dict[int, set[int]] = {row.number: set() for row in rows}
-    between = _SEEN.platform.between(rows[0].number, rows[-1].number)
-    for of, seen in connection.execute(sa.select(PLATFORM_SIGHTINGS).where(between)):
-        times[of].add(seen)
-    found = []
-    for of, id_, tee, fmspc, ca, components, pce_svn, cpu_svn, last_seen in rows:
-        tcb, seen = PckTcb(tuple(components), pce_svn, cpu_svn), times[of] | ({last_seen} - {None})
-        met = tuple(map(time_of, sorted(seen)))
-        found.append(MetPlatform(id_, tee_of(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, met))
-    return rows[-1].number, found
+def met(connection: sa.Connection) -> Iterator[tuple[Any, list[int]]]:
+    """Each TCB at which a platform was met (a row of `PLATFORMS`), and when."""
+    for page in connection.execute(_EACH).partitions(PAGE):
+        times: dict[int, set[int]] = {row.number: {row.last_seen} - {None} for row in page}
+        between = _SEEN.platform.between(page[0].number, page[-1].number)
+        for of, seen in connection.execute(sa.select(PLATFORM_SIGHTINGS).where(between)):
+            times[of].add(seen)
+        yield from ((row, sorted(times[row.number])) for row in page)
 
 
-def restore_met(connection: sa.Connection, met: MetPlatform) -> bool:
-    """Keep the sightings that another store has of a platform at a TCB; whether any is new."""
-    facts = (met.fmspc.hex(), met.ca, bytes(met.tcb.sgx_components), met.tcb.pce_svn, met.tcb.cpu_svn)
-    of = {"id": met.id, "tee": met.tee}
-    values = of | dict(zip(_FACTS, facts, strict=True))
-    number = _number_of(connection, values) or _new_number(connection, values)
-    rows = [{"platform": number, "seen": seconds(seen)} for seen in met.seen]
+def restore_met(connection: sa.Connection, of: Mapping[str, Any], seen: Sequence[int]) -> bool:
+    """Keep when another store met a platform at a TCB (`sighted`), in ascending order; whether any is new."""
+    number = _number_of(connection, of) or _new_number(connection, of)
     own = PLATFORM_SIGHTINGS.c.platform == number
     known = set(connection.execute(sa.select(PLATFORM_SIGHTINGS.c.seen).where(own)).scalars())
-    if new := [row for row in rows if row["seen"] not in known]:
+    if new := [{"platform": number, "seen": at} for at in seen if at not in known]:
         connection.execute(sa.insert(PLATFORM_SIGHTINGS), new)
-    _set_current(connection, of, number, max(row["seen"] for row in rows))
+    _set_current(connection, of, number, seen[-1])
     return bool(new)
 
 
@@ -131,10 +108,8 @@ def observe(
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
-    tcb, of = extension.tcb, {"id": platform_id(extension), "tee": tee}
-    facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
-    values = of | dict(zip(_FACTS, facts, strict=True))
-    current = connection.execute(_MET, {f"of_{name}": value for name, value in of.items()}).first()
+    tcb, values = extension.tcb, sighted(platform_id(extension), tee, extension.fmspc, ca, extension.tcb)
+    current = connection.execute(_MET, {"of_id": values["id"], "of_tee": tee}).first()
     if current is not None and not asked:
         seen = current.last_seen
     number = _number_of(connection, values)
@@ -146,7 +121,13 @@ def observe(
     if changes and newest and current is not None and not claimed:
         _sight(connection, current.number, current.last_seen, 1)
     _sight(connection, number, seen, 1 if changes and newest and not claimed else SIGHTED_AGAIN)
-    _set_current(connection, of, number, seen)
+    _set_current(connection, values, number, seen)
+
+
+def sighted(id_: str, tee: Tee, fmspc: bytes, ca: str, tcb: PckTcb) -> dict[str, Any]:
+    """The row of a platform (the SHA-256 of its PPID in hexadecimal digits) at a TCB, without its number."""
+    facts = (fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
+    return {"id": id_, "tee": tee} | dict(zip(_FACTS, facts, strict=True))
 
 
 def _number_of(connection: sa.Connection, values: Mapping[str, Any]) -> int | None:
@@ -158,9 +139,10 @@ def _new_number(connection: sa.Connection, values: Mapping[str, Any]) -> int:
     return int(connection.execute(sa.insert(PLATFORMS).returning(PLATFORMS.c.number), values).scalar_one())
 
 
-def _set_current(connection: sa.Connection, of: Mapping[str, str], number: int, seen: int) -> None:
+def _set_current(connection: sa.Connection, of: Mapping[str, Any], number: int, seen: int) -> None:
     """Note that a platform was met at a TCB, unless it was met later."""
-    connection.execute(_current(connection.dialect.name), {**of, "platform": number, "last_seen": seen})
+    values = {"id": of["id"], "tee": of["tee"], "platform": number, "last_seen": seen}
+    connection.execute(_current(connection.dialect.name), values)
 
 
 @cache
@@ -216,24 +198,18 @@ _SEEN = PLATFORM_SIGHTINGS.c
 _FACTS = ("fmspc", "ca", "sgx_components", "pce_svn", "cpu_svn")
 _AT: sa.ColumnElement[int] = sa.bindparam("at")
 _SHOWN = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
+_IS_CURRENT = CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number
+_SAME = (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id) & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee)
 _CURRENT = (
     sa.select(PLATFORMS.c.id, CURRENT_PLATFORMS.c.last_seen, *_SHOWN)
-    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .join(CURRENT_PLATFORMS, _IS_CURRENT)
     .where(CURRENT_PLATFORMS.c.last_seen <= _AT)
     .order_by(PLATFORMS.c.number)
 )
-_COUNTED = (
-    sa.select(sa.func.count(), *_SHOWN)
-    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
-    .group_by(*_SHOWN)
-)
+_COUNTED = sa.select(sa.func.count(), *_SHOWN).join(CURRENT_PLATFORMS, _IS_CURRENT).group_by(*_SHOWN)
 
 
-_MET_SINCE = (
-    sa.select(PLATFORMS.c.number)
-    .join(CURRENT_PLATFORMS, (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id) & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee))
-    .where(CURRENT_PLATFORMS.c.last_seen > _AT)
-)
+_MET_SINCE = sa.select(PLATFORMS.c.number).join(CURRENT_PLATFORMS, _SAME).where(CURRENT_PLATFORMS.c.last_seen > _AT)
 _BY_THEN = sa.func.max(sa.case((_SEEN.seen <= _AT, _SEEN.seen)))
 _TIMES = (
     sa.select(_SEEN.platform, sa.func.coalesce(_BY_THEN, sa.func.min(_SEEN.seen)).label("seen"))
@@ -253,7 +229,7 @@ _AS_OF = (
 )
 _MET = (
     sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
-    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .join(CURRENT_PLATFORMS, _IS_CURRENT)
     .where(*(CURRENT_PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee")))
 )
 _LATELY = (
@@ -263,18 +239,10 @@ _LATELY = (
     )
     .limit(1)
 )
-_PAGE = (
+_EACH = (
     sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
-    .join(
-        CURRENT_PLATFORMS,
-        (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id)
-        & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee)
-        & (CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number),
-        isouter=True,
-    )
-    .where(PLATFORMS.c.number > sa.bindparam("after"))
+    .join(CURRENT_PLATFORMS, _IS_CURRENT & _SAME, isouter=True)
     .order_by(PLATFORMS.c.number)
-    .limit(PAGE)
 )
 _NUMBER = sa.select(PLATFORMS.c.number).where(
     *(PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee", *_FACTS))

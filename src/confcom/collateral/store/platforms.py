@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from confcom.collateral.store import platform_sightings
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.platform_sightings import LATEST, MetPlatform, PlatformGroup, platform_id
+from confcom.collateral.store.platform_sightings import LATEST, PlatformGroup, platform_id
 from confcom.collateral.store.registrations import Registration, put_registration, uncount
 from confcom.collateral.store.rows import ca_of, keep_chain, seconds, time_of
 from confcom.collateral.store.schema import (
@@ -30,7 +30,7 @@ from confcom.collateral.store.schema import (
     REGISTRATIONS,
 )
 from confcom.database.engine import Database, Query
-from confcom.errors import CollateralError, MismatchError
+from confcom.errors import CollateralError, FormatError, MismatchError
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import sgx_extension, verify_chain
@@ -39,8 +39,6 @@ from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
 
 STEP = "pck-certificate"
 
-PAGE = 1000
-"""Platforms that are read at a time."""
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
 
@@ -90,27 +88,6 @@ def highest(found: Iterable[VerifiedPck]) -> VerifiedPck:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPck:
-    """A PCK certificate as it is stored."""
-
-    qe_id: bytes
-    pce_id: bytes
-    answer: PckCertificateAnswer
-    source: str
-    first_seen: datetime
-    last_seen: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The certificate (its SHA-256, 32 bytes) that a raw TCB led to since a time."""
-
-    platform: PlatformTcb
-    certificate: bytes
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class PlatformUpdate:
     """New certificates of a platform, each for a raw TCB, and what the platform asked for.
 
@@ -134,7 +111,7 @@ class PlatformRegistry:
 
         `claimed`: a caller without a token said so. Of each TCB that is claimed again and again there is one row.
         """
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             platform_sightings.observe(connection, extension, seconds(seen), tee, claimed=claimed)
 
     def groups(self, at: datetime = LATEST) -> tuple[PlatformGroup, ...]:
@@ -154,6 +131,8 @@ class PlatformRegistry:
 
     def verify(self, answer: PckCertificateAnswer, pce_id: bytes) -> VerifiedPck:
         """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""
+        if not answer.certificate.isascii():  # archives know it by its digest, and are text
+            raise FormatError("has text around it that is not ASCII", structure="PCK certificate", field="")
         chain = verify_chain(_whole_chain(answer), roots=self._roots, kind="pck", step=STEP)
         extension = chain.extension
         if extension.pce_id != pce_id:
@@ -173,7 +152,7 @@ class PlatformRegistry:
         those of the certificate itself.
         """
         verified = self.verify(answer, platform.pce_id)
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             certificate = _keep_certificate(connection, platform, verified, seconds(seen), source)
             _choose(connection, platform, certificate, seconds(seen))
             platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx", asked=asked)
@@ -181,7 +160,7 @@ class PlatformRegistry:
 
     def keep(self, platforms: Iterable[PlatformUpdate], *, seen: datetime, source: str, asked: bool = True) -> None:
         """Keep what there is of some platforms, all or none."""
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             for platform in platforms:
                 kept: dict[bytes, int] = {}
                 for raw, verified in platform.certificates:
@@ -197,7 +176,7 @@ class PlatformRegistry:
     def saw(self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime) -> None:
         """Note that a platform, which has this certificate in the store, asked for it."""
         qe_id, pce_id, at = platform.qe_id.hex(), platform.pce_id.hex(), seconds(seen)
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             asking = sa.update(REGISTRATIONS).where(REGISTRATIONS.c.qe_id == qe_id, REGISTRATIONS.c.pce_id == pce_id)
             connection.execute(asking.where(REGISTRATIONS.c.last_seen < at).values(last_seen=at))
             platform_sightings.note_asked(connection, _id_of(answer.certificate), at)
@@ -208,7 +187,7 @@ class PlatformRegistry:
         A platform has one QE_ID for each PCE-ID, which is always 0000 so far.
         """
         of = [sa.select(table.c.pce_id).where(table.c.qe_id == qe_id.hex()) for table in _OF_PLATFORM]
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             found = connection.execute(sa.union(*of)).scalars().all()
             for pce_id in found:
                 _remove(connection, qe_id.hex(), pce_id)
@@ -216,7 +195,7 @@ class PlatformRegistry:
 
     def remove_known(self, id_: str) -> int:
         """Remove the platform of an id, with its certificates and registrations; gives 1, or 0 if there is none."""
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             if not platform_sightings.forget(connection, CURRENT_PLATFORMS.c.id == id_):
                 return 0
             # No column leads from a PPID to certificates: one of each platform is looked at.
@@ -237,13 +216,13 @@ class PlatformRegistry:
         removed = 0
         for start in range(0, len(unseen), REMOVED_AT_A_TIME):
             # In pieces, so that other writers get their turn. A platform that asks meanwhile stays.
-            with self._database.write() as connection:
+            with self._database.change() as connection:
                 for qe_id, pce_id in unseen[start : start + REMOVED_AT_A_TIME]:
                     asked = connection.execute(_ASKED, {"qe_id": qe_id, "pce_id": pce_id}).scalar_one()
                     if asked < before:
                         _remove(connection, qe_id, pce_id)
                         removed += 1
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.last_seen < before))
             # Those known by their quotes alone.
             return removed + platform_sightings.forget(connection, CURRENT_PLATFORMS.c.last_seen < before)
@@ -272,45 +251,6 @@ class PlatformRegistry:
         with self._database.read() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(PCK_CERTIFICATES)).scalar_one())
 
-    def stored_certificates(self) -> Iterator[StoredPck]:
-        """Every certificate, read in pieces."""
-        last = -1
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(_PAGE, {"after": last}).all()
-            for row in rows:
-                last = row.id
-                times = (time_of(row.first_seen), time_of(row.last_seen))
-                for answer in self._answers([row[:6]]):
-                    yield StoredPck(bytes.fromhex(row.qe_id), bytes.fromhex(row.pce_id), answer, row.source, *times)
-            if not rows:
-                return
-
-    def choices(self) -> Iterator[Choice]:
-        """Which certificates raw TCBs led to, of each the latest first; read in pieces."""
-        page = _CHOICES
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(page).all()
-            for row in rows:
-                if self._roots.with_public_key(row.root) is not None:
-                    qe_id, pce_id, cpu_svn = map(bytes.fromhex, (row.qe_id, row.pce_id, row.cpu_svn))
-                    yield Choice(PlatformTcb(qe_id, pce_id, cpu_svn, row.pce_svn), row.digest, time_of(row.since))
-            if not rows:
-                return
-            last = [getattr(rows[-1], column.name) for column in _PLACE_OF_CHOICE]
-            page = _CHOICES.where(sa.tuple_(*_PLACE_OF_CHOICE) < sa.tuple_(*last))
-
-    def met(self) -> Iterator[MetPlatform]:
-        """Every platform at each TCB, read in pieces."""
-        last = 0
-        while True:
-            with self._database.read() as connection:
-                last, page = platform_sightings.met_after(connection, last)
-            yield from page
-            if not page:
-                return
-
     def _answers(self, rows: Iterable[Sequence[Any]]) -> Iterator[PckCertificateAnswer]:
         for certificate, chain, tcbm, fmspc, ca, root in rows:
             if self._roots.with_public_key(root) is not None:
@@ -318,39 +258,42 @@ class PlatformRegistry:
 
 
 def restore_pck(
-    connection: sa.Connection, stored: StoredPck, verified: VerifiedPck, raw_tcbs: Iterable[PlatformTcb] | None
+    connection: sa.Connection,
+    platform: PlatformTcb,
+    verified: VerifiedPck,
+    source: str,
+    seen: tuple[int, int],
+    raw_tcbs: Iterable[PlatformTcb] | None,
 ) -> bool:
-    """Keep a certificate of another store in the transaction that is open; whether it is new.
+    """Keep a certificate of another store, `seen` first and last, in the transaction that is open; whether it is new.
 
     `raw_tcbs` led to it according to an archive that has neither choices nor sightings.
     """
     digest = hashlib.sha256(verified.answer.certificate).digest()
-    own = {"qe_id": stored.qe_id.hex(), "pce_id": stored.pce_id.hex()}
+    own = {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()}
     known = sa.select(PCK_CERTIFICATES.c.id).where(*_own(PCK_CERTIFICATES), PCK_CERTIFICATES.c.digest == digest)
     new = connection.execute(known, own).first() is None
-    platform = own_tcb(stored.qe_id, stored.pce_id, verified.answer)
-    for seen in (stored.first_seen, stored.last_seen):
-        _keep_certificate(connection, platform, verified, seconds(seen), stored.source)
+    for at in seen:
+        _keep_certificate(connection, platform, verified, at, source)
         if raw_tcbs is not None:
-            platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx")
+            platform_sightings.observe(connection, verified.extension, at, "sgx")
     for raw in raw_tcbs or ():
-        restore_choice(connection, Choice(raw, digest, stored.first_seen))
+        restore_choice(connection, raw, digest, seen[0])
     return new
 
 
-def restore_choice(connection: sa.Connection, choice: Choice) -> bool:
-    """Keep which certificate a raw TCB led to in another store; whether it is new.
+def restore_choice(connection: sa.Connection, platform: PlatformTcb, digest: bytes, since: int) -> bool:
+    """Keep which certificate (SHA-256) a raw TCB led to since a time in another store; whether it is new.
 
     What it leads to here stays: only what was before that is added, so the latest choices have to come first.
     """
-    own = choice.platform.columns()
-    columns, since = PCK_CERTIFICATES.c, seconds(choice.since)
-    of = (columns.qe_id == own["qe_id"], columns.pce_id == own["pce_id"], columns.digest == choice.certificate)
+    own, columns = platform.columns(), PCK_CERTIFICATES.c
+    of = (columns.qe_id == own["qe_id"], columns.pce_id == own["pce_id"], columns.digest == digest)
     certificate = connection.execute(sa.select(columns.id).where(*of)).scalar()
     if certificate is None:
-        raise CollateralError(f"no PCK certificate has the SHA-256 {choice.certificate.hex()} that a raw TCB led to")
+        raise CollateralError(f"no PCK certificate has the SHA-256 {digest.hex()} that a raw TCB led to")
     earliest = sa.select(sa.func.min(PLATFORM_TCBS.c.since)).where(*_RAW_KEY)
-    found = connection.execute(earliest, _raw_key(choice.platform)).scalar()
+    found = connection.execute(earliest, _raw_key(platform)).scalar()
     if found is not None and found <= since:
         return False
     connection.execute(sa.insert(PLATFORM_TCBS), own | {"certificate": certificate, "since": since})
@@ -446,7 +389,6 @@ def _own(table: sa.Table) -> list[sa.ColumnElement[bool]]:
 
 
 _RAW_KEY = [PLATFORM_TCBS.c[name] == sa.bindparam(f"raw_{name}") for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn")]
-_PLACE_OF_CHOICE = [PLATFORM_TCBS.c[name] for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn", "since", "id")]
 _LATEST = (
     sa.select(PLATFORM_TCBS.c.certificate, PLATFORM_TCBS.c.since)
     .where(*_RAW_KEY)
@@ -460,27 +402,6 @@ _OF_QE_ID = Query(
     .select_from(_WITH_CHAIN)
     .where(*_own(PCK_CERTIFICATES))
     .order_by(PCK_CERTIFICATES.c.last_seen.desc(), PCK_CERTIFICATES.c.id.desc())
-)
-_PAGE = (
-    sa.select(
-        *_CERTIFICATE,
-        PCK_CERTIFICATES.c.id,
-        PCK_CERTIFICATES.c.qe_id,
-        PCK_CERTIFICATES.c.pce_id,
-        PCK_CERTIFICATES.c.source,
-        PCK_CERTIFICATES.c.first_seen,
-        PCK_CERTIFICATES.c.last_seen,
-    )
-    .select_from(_WITH_CHAIN)
-    .where(PCK_CERTIFICATES.c.id > sa.bindparam("after"))
-    .order_by(PCK_CERTIFICATES.c.id)
-    .limit(200)
-)
-_CHOICES = (
-    sa.select(PLATFORM_TCBS, PCK_CERTIFICATES.c.digest, PCK_CERTIFICATES.c.root)
-    .join(PCK_CERTIFICATES, PCK_CERTIFICATES.c.id == PLATFORM_TCBS.c.certificate)
-    .order_by(*(column.desc() for column in _PLACE_OF_CHOICE))
-    .limit(PAGE)
 )
 _ASKED = sa.select(sa.func.coalesce(sa.func.max(REGISTRATIONS.c.last_seen), 0)).where(*_own(REGISTRATIONS))
 _CHOSEN = Query(

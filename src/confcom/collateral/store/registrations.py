@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.rows import seconds, time_of
+from confcom.collateral.store.rows import LARGEST, seconds, time_of
 from confcom.collateral.store.schema import FORMER_REGISTRATIONS, REGISTRATION_COUNTS, REGISTRATIONS
 from confcom.errors import CollateralUnavailable
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
@@ -68,19 +68,6 @@ class Registration:
         return Place(self.fmspc.hex(), qe_id, pce_id, cpu_svn, pce_svn)
 
 
-@dataclass(frozen=True, slots=True)
-class Former:
-    """What a registration was, from `since` on. `platform_manifest`: the one that was replaced, if any."""
-
-    qe_id: bytes
-    pce_id: bytes
-    cpu_svn: bytes
-    pce_svn: int
-    state: State
-    since: datetime
-    platform_manifest: bytes | None
-
-
 class Registrations:
     """The registrations in a store. Safe to use from several threads and processes."""
 
@@ -89,27 +76,13 @@ class Registrations:
 
     def put(self, registration: Registration) -> None:
         """Keep a registration. What an earlier one of the platform knew and this one does not say stays known."""
-        with self._database.write() as connection:
+        with self._database.change() as connection:
             put_registration(connection, registration)
 
     def of_platform(self, qe_id: bytes, pce_id: bytes) -> tuple[Registration, ...]:
         """The registrations of one platform, the latest at the front."""
         of = (_C.qe_id == qe_id.hex(), _C.pce_id == pce_id.hex())
         return self._select(sa.select(REGISTRATIONS).where(*of).order_by(_C.since.desc()))
-
-    def former(self) -> Iterator[Former]:
-        """What registrations were before, in the order in which it was kept; read in pages."""
-        last = 0
-        while True:
-            page = sa.select(FORMER_REGISTRATIONS).where(FORMER_REGISTRATIONS.c.id > last).limit(PAGE)
-            with self._database.read() as connection:
-                rows = connection.execute(page.order_by(FORMER_REGISTRATIONS.c.id)).all()
-            for _, *ids, pce_svn, state, manifest, since in rows:
-                qe_id, pce_id, cpu_svn = map(bytes.fromhex, ids)
-                yield Former(qe_id, pce_id, cpu_svn, pce_svn, state, time_of(since), manifest)
-            if not rows:
-                return
-            last = rows[-1].id
 
     def page(
         self, state: State, *, fmspcs: Sequence[bytes] = (), after: Place | None = None, limit: int = PAGE
@@ -125,22 +98,20 @@ class Registrations:
                 found += self._select(_after(state, begin).where(_C.fmspc == fmspc).limit(limit - len(found)))
         return tuple(found)
 
-    def pages_due(self, state: State, *, until: datetime, limit: int = PAGE) -> Iterator[tuple[Registration, ...]]:
-        """The registrations in a state whose `since` is not after `until`, the earliest first, in pages."""
-        order = sa.tuple_(_C.since, *_KEY)
-        due = sa.select(REGISTRATIONS).where(_C.state == state, _C.since <= seconds(until))
-        due = due.order_by(_C.since, *_KEY).limit(limit)
-        after: tuple[int | str, ...] = (-1, *Place()[1:])
-        while page := self._select(due.where(order > sa.tuple_(*after))):
-            yield page
-            after = (seconds(page[-1].since), *page[-1].place[1:])
+    def pages_due(
+        self, state: State, *, until: datetime, ahead: datetime, limit: int = PAGE
+    ) -> Iterator[tuple[Registration, ...]]:
+        """The registrations in a state whose `since` is not after `until`, the earliest first, in pages.
 
-    def all(self, state: State) -> Iterator[Registration]:
-        """All registrations in a state, read in pages."""
-        after: Place | None = None
-        while page := self.page(state, after=after):
-            yield from page
-            after = page[-1].place
+        Then those whose `since` is not before `ahead`: it is by a clock that was wrong.
+        """
+        order = sa.tuple_(_C.since, *_KEY)
+        due = sa.select(REGISTRATIONS).where(_C.state == state).order_by(_C.since, *_KEY).limit(limit)
+        for first, last in ((-1, seconds(until)), (seconds(ahead), LARGEST)):
+            after: tuple[int | str, ...] = (first, *Place()[1:])
+            while page := self._select(due.where(order > sa.tuple_(*after), _C.since <= last)):
+                yield page
+                after = (seconds(page[-1].since), *page[-1].place[1:])
 
     def count(self, state: State, *, fmspcs: Sequence[bytes] = ()) -> int:
         """How many registrations are in a state."""
@@ -195,7 +166,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         replaced = found.platform_manifest if manifest != found.platform_manifest else None
         if found.state != registration.state or replaced is not None:
             former = own | {"state": found.state, "since": found.began, "platform_manifest": replaced}
-            _keep_former(connection, former)
+            keep_former(connection, former)
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
             values["began"] = began
@@ -208,8 +179,10 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         )
 
 
-def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
-    """Append what a registration was. What is equal is there once, so that callers cannot make it grow at will.
+def keep_former(connection: sa.Connection, former: dict[str, Any]) -> bool:
+    """Append what a registration was; whether it is new.
+
+    What is equal is there once, so that callers cannot make it grow at will.
 
     Where a platform has as many manifests as are kept, the oldest goes that led to no certificates; only where all did,
     the oldest of them. So a platform can always be registered again, and manifests that callers with the user token
@@ -223,17 +196,18 @@ def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
         since = former["since"]
         same += [columns.state == former["state"], columns.since.between(since - FORMER_AGAIN, since + FORMER_AGAIN)]
     if connection.execute(sa.select(columns.id).where(*platform, *same).limit(1)).first() is not None:
-        return
+        return False
     if former["platform_manifest"] is not None:
         manifests = sa.select(columns.id, columns.state).where(*platform, columns.platform_manifest.is_not(None))
         kept = connection.execute(manifests.order_by(columns.id)).all()
         if len(kept) >= MAX_FORMER_MANIFESTS:
             unproven = [one.id for one in kept if one.state != "cached"]
             if not unproven and former["state"] != "cached":
-                return
+                return False
             oldest = unproven[0] if unproven else kept[0].id
             connection.execute(sa.delete(FORMER_REGISTRATIONS).where(columns.id == oldest))
     connection.execute(sa.insert(FORMER_REGISTRATIONS), former)
+    return True
 
 
 def uncount(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
@@ -259,19 +233,6 @@ def restore_registration(connection: sa.Connection, registration: Registration) 
     if connection.execute(_ONE, _of(registration.request)).first() is not None:
         return False
     put_registration(connection, registration)
-    return True
-
-
-def restore_former(connection: sa.Connection, former: Former) -> bool:
-    """Keep what a registration of another store was before; whether it is new."""
-    ids = {"qe_id": former.qe_id.hex(), "pce_id": former.pce_id.hex(), "cpu_svn": former.cpu_svn.hex()}
-    values: dict[str, Any] = ids | {"pce_svn": former.pce_svn, "state": former.state, "since": seconds(former.since)}
-    values["platform_manifest"] = former.platform_manifest
-    columns = FORMER_REGISTRATIONS.c
-    same = [columns[name].is_not_distinct_from(value) for name, value in values.items()]
-    if connection.execute(sa.select(columns.id).where(*same).limit(1)).first() is not None:
-        return False
-    connection.execute(sa.insert(FORMER_REGISTRATIONS), values)
     return True
 
 

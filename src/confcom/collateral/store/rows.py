@@ -28,7 +28,7 @@ from confcom.protocols.pcs import PckCaName, Tee, Update
 # (4) If none is valid at T, the one that was valid nearest to T: the verifier then reports what is stale.
 
 
-_LARGEST = (1 << 63) - 1
+LARGEST = (1 << 63) - 1
 """Both engines'. A CRL may have a number of up to 20 bytes, which is then only shown in the CRL itself."""
 
 
@@ -127,7 +127,7 @@ def keep_version(connection: sa.Connection, verified: VerifiedDocument, sighting
         "root": verified.root.public_key,
         "body": document.body,
         "chain": keep_chain(connection, document.issuer_chain) if document.issuer_chain else None,
-        "number": min(facts.number, _LARGEST),
+        "number": min(facts.number, LARGEST),
         "issue_date": seconds(facts.issue_date),
         "next_update": seconds(facts.next_update),
         "expires": seconds(verified.expires),

@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from confcom.appraisal.tcb import Shortfall, match_platform, shortfalls
-from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import DocumentKey, DocumentKind
+from confcom.collateral.documents import Dates, DocumentKey, DocumentKind, rfc3339
 from confcom.collateral.store.platform_sightings import PlatformGroup
 from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.store import CollateralStore

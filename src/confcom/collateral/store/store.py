@@ -41,7 +41,9 @@ from confcom.collateral.store.rows import (
     version_of,
     versions_of,
 )
-from confcom.database.engine import BUSY_TIMEOUT, Database
+from confcom.collateral.store.schema import CHANGES, LEASES
+from confcom.database.changes import Leases
+from confcom.database.engine import BUSY_TIMEOUT, Query
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots
@@ -58,15 +60,17 @@ class CollateralStore:
 
         `store` is a path, or the URL of a PostgreSQL database; what is no such URL is a `ConfigError`.
         """
-        self._database = StoreDatabase(store, create=create, busy_timeout=busy_timeout)
+        self.database = StoreDatabase(store, create=create, busy_timeout=busy_timeout)
+        """What a `Watch` is made for."""
         self.roots = roots
-        self.address = self._database.database.address
+        self.address = self.database.address
         """The path, or the URL without the password."""
         self.source = f"store {self.address}"
-        self.platforms = PlatformRegistry(self._database, roots)
-        self.registrations = Registrations(self._database)
-        self.claims = PckClaims(self._database, roots)
-        self.policies = AppraisalPolicies(self._database)
+        self.platforms = PlatformRegistry(self.database, roots)
+        self.registrations = Registrations(self.database)
+        self.claims = PckClaims(self.database, roots)
+        self.policies = AppraisalPolicies(self.database)
+        self._leases = Leases(self.database, LEASES)
 
     def __enter__(self) -> Self:
         return self
@@ -79,36 +83,34 @@ class CollateralStore:
     @property
     def failures(self) -> int:
         """Reads and writes since it was opened that the engine or the file system refused."""
-        return self._database.failures
-
-    @property
-    def database(self) -> Database:
-        """What a `Watch` is made for."""
-        return self._database.database
+        return self.database.failures
 
     def take_lease(self, name: str, now: datetime, lasting: timedelta) -> bool:
         """Whether this process may do for all replicas what the lease is for; of a file always."""
-        return self._database.take_lease(name, now, lasting)
+        return not self.database.shared or self._leases.take(name, now, lasting)
 
     def release_lease(self, name: str) -> None:
         """Let another replica have it at once."""
-        self._database.release_lease(name)
+        if self.database.shared:
+            self._leases.release(name)
 
     def changes(self) -> int:
         """How many transactions have written, of every process: what was read holds while this stays the same."""
-        return self._database.changes()
+        with self.database.look_ups() as look_up:
+            ((number,),) = look_up(_CHANGES, {})
+            return int(number)
 
     def foreign_changes(self) -> int:
         """The same without those of this object; in the middle of one that is its own, it may count too."""
-        return self._database.changes() - self._database.written
+        return self.changes() - self.database.written
 
     def close(self) -> None:
         """Close its connections."""
-        self._database.close()
+        self.database.close()
 
     def check(self) -> None:
         """Read the whole file, with every byte of every document; damage is a `CollateralError`."""
-        self._database.check()
+        self.database.check()
         for key in self.document_keys():
             for version in self.history(key):
                 self.load(version)
@@ -127,12 +129,12 @@ class CollateralStore:
 
     def add_seen(self, documents: Iterable[tuple[VerifiedDocument, Sequence[Sighting]]]) -> int:
         """Keep verified documents with what is known of when they were seen; gives how many were new versions."""
-        with self._database.write() as connection:
+        with self.database.change() as connection:
             return sum(keep_version(connection, document, sightings) for document, sightings in documents)
 
     def write(self, writers: Iterable[Callable[[sa.Connection], bool]]) -> int:
         """Run calls that write in one transaction; gives how many said that what they wrote is new."""
-        with self._database.write() as connection:
+        with self.database.change() as connection:
             return sum(writer(connection) for writer in writers)
 
     def observe_platform(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx") -> None:
@@ -147,7 +149,7 @@ class CollateralStore:
         Where no version of a document was valid at `at`, the nearest one is given: judged as of `at`, it is stale.
         """
         keys = keys_for(fmspc, ca, tee, update)
-        with self._database.look_ups() as look_up:
+        with self.database.look_ups() as look_up:
             # All four of one root: that of the TCB info.
             for root in self._root_keys:
                 found = documents_in_force(look_up, keys, at, root)
@@ -171,33 +173,36 @@ class CollateralStore:
 
     def document_until(self, key: DocumentKey, *, at: datetime) -> tuple[Document, datetime] | None:
         """What `document` gives, and when it expires; None where there is none."""
-        with self._database.look_ups() as look_up:
+        with self.database.look_ups() as look_up:
             found = (documents_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
             return next((document for document in found if document is not None), None)
 
     def in_force(self, key: DocumentKey, *, at: datetime) -> StoredVersion | None:
         """The version that `document` would give, without its bytes; None where there is none."""
-        with self._database.look_ups() as look_up:
+        with self.database.look_ups() as look_up:
             found = (ids_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
             version = next((version for version in found if version is not None), None)
             return None if version is None else version_of(look_up, key, version)
 
     def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:
         """Every version of a document that was served as the key's set, or has its number; the latest issue first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return tuple(version for root in self._root_keys for version in versions_of(connection, key, root))
 
     def load(self, version: StoredVersion) -> Document:
         """The bytes of a version."""
-        with self._database.look_ups() as look_up:
+        with self.database.look_ups() as look_up:
             return load_document(look_up, version.id, version.key)[0]
 
     def document_keys(self) -> tuple[DocumentKey, ...]:
         """Every document in the store, once for each set that it was ever served as."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = (key for root in self._root_keys for key in all_keys(connection, root))
             return tuple(dict.fromkeys(found))
 
     @property
     def _root_keys(self) -> list[bytes]:
         return [root.public_key for root in self.roots.roots]
+
+
+_CHANGES = Query(sa.select(CHANGES.c.number))

@@ -19,8 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 
-from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import DocumentKey
+from confcom.collateral.documents import Dates, DocumentKey, rfc3339
 from confcom.collateral.store.status import fleet_counts
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.changes import Watch
@@ -29,10 +28,9 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, TcbSets, Tee, clients_of
-from confcom.services.collateral.admin import Administration, PolicyPaths
+from confcom.services.collateral.admin import Administration, Bodies, PolicyPaths, Tokens
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
 from confcom.services.collateral.cache import CollateralCache, SingleFlight, Upstream
-from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Need, Refresher, needs_in
 from confcom.services.collateral.service_config import CollateralServiceConfig

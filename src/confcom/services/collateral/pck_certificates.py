@@ -115,7 +115,8 @@ class PckCertificates:
         found, now = self._store.platforms.asked_for(platform), self._cache.clock()
         if found is None:
             claim = self._store.claims.of_caller(caller, platform, encrypted_ppid)
-            if claim is None or now - claim.last_seen >= CLAIM_AGAIN:
+            # A time later than now is from before the clock was set back.
+            if claim is None or not timedelta() <= now - claim.last_seen < CLAIM_AGAIN:
                 return None
             return FoundPck(claim.answer, lasting=False)
         kept, last_asked = found

@@ -191,9 +191,10 @@ class Refresher:
         return soon or now - seen >= timedelta(seconds=self._config.refresh_every)
 
     async def _certificates_due(self, now: datetime) -> AsyncIterator[Registration]:
-        limits: dict[State, datetime] = {"cached": now - timedelta(seconds=self._config.refresh_every), "waiting": now}
+        every = timedelta(seconds=self._config.refresh_every)
+        limits: dict[State, datetime] = {"cached": now - every, "waiting": now}
         for state, until in limits.items():
-            pages = self._registrations.pages_due(state, until=until)
+            pages = self._registrations.pages_due(state, until=until, ahead=now + every)
             while page := await self._cache.read(lambda pages=pages: next(pages, ())):  # type: ignore[misc]
                 for entry in page:
                     if not self._tried_lately(_name(entry), now):

@@ -18,8 +18,7 @@ import structlog
 from starlette.requests import Request
 from starlette.routing import Route, Router
 
-from confcom.collateral.clock import rfc3339
-from confcom.collateral.documents import DocumentKey, key_for
+from confcom.collateral.documents import DocumentKey, key_for, rfc3339
 from confcom.collateral.pck_rules import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
 from confcom.protocols import pcs

@@ -144,7 +144,7 @@ class ProviderServices:
         # One for each question, so that a renewed file of authorities counts.
         exchange = HttpExchange(service=url, verify_tls=self._trusted(), limits=LIMITS, proxy=_proxy(url))
         http = HttpRequest("", url=target, headers=self.headers)
-        response = exchange.ask_once(request, target, http, {}, MAX_PCK_CERTIFICATE)
+        response = exchange.ask_once(request, http, MAX_PCK_CERTIFICATE)
         if response.status != 200:
             told = response.status if response.status in (404, 461, 462) else NETWORK_ERROR
             raise UpstreamRefusal(status_error(request, response, service=url), told)

@@ -53,6 +53,12 @@ def test_a_folder_that_cannot_hold_it_is_named(tmp_path):
     assert "folder" in caught.value.advice()
 
 
+def test_a_name_that_no_file_can_have_is_reported(tmp_path):
+    for create in (True, False):
+        with pytest.raises(CollateralError, match="cannot be used: File name too long"):
+            StoreDatabase(tmp_path / ("x" * 300), create=create)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"SQLite format 3\0", b"SQLite format 3\0" + b"\xff" * 5000])
 def test_another_file_is_not_a_store(path, content):
     path.write_bytes(content)

@@ -71,7 +71,7 @@ def certificates(world, *steps: int) -> list[PckCertificateAnswer]:
 def states(store) -> list[tuple[int, str]]:
     """The first component of each TCB at which platforms were met, and when, in this order."""
     query = "SELECT sgx_components, seen FROM platforms JOIN platform_sightings ON platform = number ORDER BY 2, number"
-    with store._database.read() as connection:
+    with store.database.read() as connection:
         rows = connection.exec_driver_sql(query)
         return [(bytes(row[0])[0], row[1]) for row in rows]
 
@@ -177,6 +177,7 @@ def test_nothing_unverified_is_kept(address, store, raw, answer, now):
         replace(answer, issuer_chain=answer.certificate),
         replace(answer, issuer_chain=b""),
         replace(answer, certificate=b"hello"),
+        replace(answer, certificate=b"\xff\n" + answer.certificate),
     ):
         with pytest.raises((FormatError, VerificationError)):
             store.platforms.add_pck_certificate(raw, wrong, seen=now, source="pcs")

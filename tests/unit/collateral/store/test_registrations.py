@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event
 
 from confcom.collateral.store import registrations
 from confcom.collateral.store.registrations import Place, Registration, Registrations
+from confcom.collateral.store.rows import time_of
+from confcom.collateral.store.schema import FORMER_REGISTRATIONS
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralUnavailable
 from confcom.pki.roots import TrustRoots
@@ -30,6 +33,13 @@ def register(address: str) -> Iterator[Registrations]:
 
 def seen(entry: Registration) -> Registration:
     return replace(entry, last_seen=entry.last_seen or entry.since, began=entry.began or entry.since)
+
+
+def former(register: Registrations) -> list[tuple[str, dt.datetime, bytes | None]]:
+    """State, since when, and replaced manifest of each former registration."""
+    with register._database.read() as connection:
+        rows = connection.execute(sa.select(FORMER_REGISTRATIONS).order_by(FORMER_REGISTRATIONS.c.id))
+        return [(row.state, time_of(row.since), row.platform_manifest) for row in rows]
 
 
 def waiting(register: Registrations) -> tuple[Registration, ...]:
@@ -73,7 +83,7 @@ def test_when_a_state_began_stays_known(register: Registrations) -> None:
     day = dt.timedelta(days=1)
     for number, state in enumerate(("waiting", "waiting", "waiting", "cached", "cached", "unavailable")):
         register.put(Registration(REQUEST, state, NOW + number * day))  # type: ignore[arg-type]
-    assert [(one.state, one.since) for one in register.former()] == [("waiting", NOW), ("cached", NOW + 3 * day)]
+    assert former(register) == [("waiting", NOW, None), ("cached", NOW + 3 * day, None)]
     (entry,) = register.page("unavailable")
     assert (entry.began, entry.since) == (NOW + 5 * day, NOW + 5 * day)
     register.put(Registration(REQUEST, "unavailable", NOW + 6 * day))
@@ -109,7 +119,7 @@ def test_callers_cannot_make_the_history_of_a_registration_grow_at_will(
         register.put(Registration(replace(REQUEST, platform_manifest=manifest), state, NOW + at))
 
     def history() -> list[tuple[str, bytes | None]]:
-        return [(one.state, one.platform_manifest) for one in register.former()]
+        return [(state, manifest) for state, _, manifest in former(register)]
 
     minute, day = dt.timedelta(minutes=1), dt.timedelta(days=1)
     for turn in range(40):
@@ -141,8 +151,7 @@ def test_a_platform_that_is_offline_for_years_can_be_registered_again(register: 
         manifest, at = b"%d" % year, NOW + dt.timedelta(days=365 * year)
         register.put(Registration(replace(REQUEST, platform_manifest=manifest), "waiting", at))
         assert waiting(register)[0].request.platform_manifest == manifest
-    former = list(register.former())
-    assert [one.platform_manifest for one in former] == [b"%d" % year for year in range(35, 99)]
+    assert [manifest for _, _, manifest in former(register)] == [b"%d" % year for year in range(35, 99)]
 
 
 def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) -> None:
@@ -161,9 +170,18 @@ def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) 
             after = page[-1].place
         assert len(found) == len({entry.place for entry in found}) == count
         assert register.count("cached", fmspcs=named) == count
-    due = [len(page) for page in register.pages_due("cached", until=NOW, limit=10)]
+    later, second = NOW + dt.timedelta(days=365), dt.timedelta(seconds=1)
+    due = [len(page) for page in register.pages_due("cached", until=NOW, ahead=later, limit=10)]
     assert due == [10, 10, 5]
-    assert list(register.pages_due("cached", until=NOW - dt.timedelta(seconds=1))) == []
+    assert list(register.pages_due("cached", until=NOW - second, ahead=later)) == []
+    # By a clock that was a year ahead.
+    register.put(Registration(REQUEST, "cached", later))
+    for until, ahead, pages in (
+        (NOW, later, [10, 10, 5, 1]),
+        (NOW - second, NOW + second, [1]),
+        (NOW, later + second, [10, 10, 5]),
+    ):
+        assert [len(page) for page in register.pages_due("cached", until=until, ahead=ahead, limit=10)] == pages
 
 
 def steps(register: Registrations, call: Callable[[], object]) -> int:
@@ -177,7 +195,7 @@ def steps(register: Registrations, call: Callable[[], object]) -> int:
     def watch(connection: sqlite3.Connection, _: object, __: object) -> None:
         connection.set_progress_handler(step, 1)
 
-    engine = register._database.database.engine
+    engine = register._database.engine
     event.listen(engine, "checkout", watch)
     call()
     event.remove(engine, "checkout", watch)
@@ -195,14 +213,16 @@ def test_no_call_takes_longer_because_many_are_registered(path: Path) -> None:
         "page": lambda register: register.page("waiting", limit=1),
         "page after": lambda register: register.page("waiting", after=Place("", "aa"), limit=1),
         "page of FMSPCs": lambda register: register.page("cached", fmspcs=(b"\x01" * 6,), limit=1),
-        "due": lambda register: next(register.pages_due("waiting", until=NOW, limit=1)),
+        "due": lambda register: next(
+            register.pages_due("waiting", until=NOW, ahead=NOW + dt.timedelta(days=1), limit=1)
+        ),
         "count": lambda register: register.count("waiting"),
     }
     register.put(Registration(REQUEST, "waiting", NOW))
     register.put(Registration(replace(REQUEST, pce_svn=9), "cached", NOW, b"\x01" * 6))
     calls["put"](register)  # so that both are changes of a row that is there
     few = {name: steps(register, lambda call=call: call(register)) for name, call in calls.items()}  # type: ignore[misc]
-    with register._database.write() as connection:
+    with register._database.change() as connection:
         for number in range(5000):
             request = replace(REQUEST, qe_id=number.to_bytes(16, "big"))
             state: registrations.State = "waiting" if number % 2 else "cached"

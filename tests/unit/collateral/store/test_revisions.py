@@ -103,14 +103,14 @@ def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
         raw = PlatformTcb(b"\xaa" * 16, bytes(2), b"\x07" * 16, 11)
         newer, older = store.platforms.pck_certificates(raw.qe_id, raw.pce_id)
         assert store.platforms.pck_certificate(raw) == newer != older
-        with store._database.read() as connection:
+        with store.database.read() as connection:
             rows = connection.exec_driver_sql(
                 "SELECT tee, min(seen), max(seen) FROM platform_sightings JOIN platforms ON number = platform"
                 " GROUP BY tee"
             )
             times = {(tee, first - int(NOW.timestamp()), last - int(NOW.timestamp())) for tee, first, last in rows}
         assert times == {("sgx", 0, 86400), ("tdx", 2 * 86400, 2 * 86400)}
-        assert {entry.began for entry in store.registrations.all("cached")} == {NOW}
+        assert {entry.began for entry in store.registrations.page("cached")} == {NOW}
         registered = [store.registrations.page(state) for state in ("cached", "waiting", "unavailable")]
         assert [[one.request.qe_id for one in page] for page in registered] == [
             [b"\xaa" * 16],

@@ -238,7 +238,7 @@ def test_the_file_belongs_to_its_owner(path, world):
 
 def test_an_acknowledged_write_is_synced(path, world):
     store = CollateralStore(path, roots=world.trust_roots)
-    with store._database.write() as connection:
+    with store.database.change() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     raw = sqlite3.connect(path)
