@@ -19,7 +19,7 @@ import httpx2
 import msgspec
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
-from confcom.formats.arguments import parse_http_url
+from confcom.formats.arguments import on_this_machine, parse_http_url
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
 from confcom.http_deadline import within
@@ -107,7 +107,8 @@ class _Client:
 
     def __init__(self, url: str, *, keys: KeySet | None = None, ca: Path | None = None) -> None:
         """`url` is the base URL and the issuer; `ca` a PEM file of the authorities of its TLS certificate."""
-        parse_http_url(url, "an attestation service", advice="Write https://HOST[:PORT].")
+        parts = parse_http_url(url, "an attestation service", advice="Write https://HOST[:PORT].")
+        self._authentic = parts.scheme == "https" or on_this_machine(parts.hostname or "")
         self._url = url.rstrip("/")
         self._pinned = keys is not None
         self._keys = keys
@@ -115,6 +116,14 @@ class _Client:
 
     def _where(self, attestation: Attestation) -> str:
         return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"
+
+    def _require_keys(self) -> None:
+        """Refuse to ask where the keys that verify the answer are not to be had."""
+        if not (self._authentic or self._pinned):
+            raise ConfigError(
+                f"the keys of {self._url} would come without TLS, from anybody on the way",
+                advice="Write https://, or pin the keys (keys=KeySet.parse(…)).",
+            )
 
     def _token(self, status: int, content: bytes) -> str:
         return self._member("token", status, content)
@@ -165,10 +174,12 @@ class AttestationClient(_Client):
         """A verified token that the policy accepts.
 
         Raises:
+            ConfigError: keys are neither pinned nor to be had over TLS.
             AttestationRefused: the service refused the evidence.
             AttestationUnavailable: the service cannot be reached.
             TokenError, TokenRefused: the token is not authentic, or says something else than expected.
         """
+        self._require_keys()
         with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
             token = self._token(*ask(client, "POST", self._where(attestation), attestation.body()))
             if self._needs_keys(token, now):
@@ -206,6 +217,7 @@ class AsyncAttestationClient(_Client):
 
     async def attest(self, attestation: Attestation, policy: TokenPolicy, *, now: datetime) -> VerifiedToken:
         """As of `AttestationClient.attest`."""
+        self._require_keys()
         async with httpx2.AsyncClient(timeout=TIMEOUT, verify=self._tls) as client:
             token = self._token(*await self._ask(client, "POST", self._where(attestation), attestation.body()))
             if self._needs_keys(token, now):

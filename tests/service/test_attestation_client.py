@@ -18,6 +18,7 @@ from confcom.attestation_client import (
     AttestationUnavailable,
 )
 from confcom.cli.root import run
+from confcom.errors import ConfigError
 from confcom.formats.quote import Quote
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.world import SimulatedWorld
@@ -91,6 +92,16 @@ async def test_keys_are_fetched_again_at_an_unknown_id(
             client.attest(attestation, SIMULATED, now=NOW + timedelta(seconds=59))
         assert client.attest(attestation, SIMULATED, now=later).key.key_id != first
         assert (await awaited.attest(attestation, SIMULATED, now=later)).key.key_id != first
+
+
+@pytest.mark.parametrize("client", [AttestationClient, AsyncAttestationClient])
+async def test_keys_come_over_tls_or_are_pinned(client: Any, world: SimulatedWorld) -> None:
+    """Whoever is on the way could give a token together with its keys."""
+    attestation = Attestation(evidence=enclave_quote(world))
+    with pytest.raises(ConfigError, match="without TLS, from anybody on the way"):
+        await client("http://attest.example").attest(attestation, SIMULATED, now=NOW)
+    client("http://attest.example", keys=KeySet((), NOW))
+    client("http://[::1]:8443")
 
 
 def test_a_service_that_is_not_there(service: RunningAttestation, world: SimulatedWorld) -> None:

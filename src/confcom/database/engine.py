@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from ssl import get_default_verify_paths
 from typing import Any
@@ -26,6 +25,7 @@ from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
+from confcom.formats.arguments import on_this_machine
 
 BUSY_TIMEOUT = 10.0
 """Seconds that a transaction waits for a connection of the pool, or for another writer."""
@@ -373,7 +373,7 @@ def _protected(url: sa.URL) -> sa.URL:
         )
     if not (hosts := _hosts(url)):
         raise ConfigError("the URL of the database names no host", advice="Write postgresql://USER@HOST/DATABASE.")
-    if all(map(_on_this_machine, hosts)):
+    if all(host.startswith("/") or on_this_machine(host) for host in hosts):
         return url
     if url.query.get("sslmode", "verify-full") != "verify-full":
         raise ConfigError(
@@ -393,11 +393,3 @@ def _hosts(url: sa.URL) -> list[str]:
     """Libpq takes several, to try one after the other; those of the parameter `host` in the place of the URL's."""
     given = url.query.get("host") or url.host or ()
     return [host for text in ([given] if isinstance(given, str) else given) for host in text.split(",")]
-
-
-def _on_this_machine(host: str) -> bool:
-    if host.startswith("/") or host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False

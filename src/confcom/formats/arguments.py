@@ -98,6 +98,13 @@ def parse_http_url(url: str, what: str, *, advice: str = "Write https://HOST:POR
     raise ConfigError(f"{shown[:200]!r} is not the URL of {what}", advice=advice)
 
 
+def on_this_machine(host: str) -> bool:
+    """Whether a host of a URL is this machine: localhost, or an address of its loopback."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def explain_settings(error: msgspec.ValidationError, kind: type, named: Callable[[str], str] = str) -> str:
     """What is wrong with settings of this type, after its place, as in `parts[1].level: Expected …`.
 

@@ -68,3 +68,12 @@ def ear_claims(
         "submods": {"tdx" if verified.tee is TeeType.TDX else "sgx": module},
     }
     return found if nonce is None else found | {"eat_nonce": nonce}
+
+
+def accepts_ear(accept: bytes) -> bool:
+    """Whether a header `Accept` names EAR, in any case of letters and not with q=0 (RFC 9110, section 12.5.1)."""
+    for each in accept.lower().replace(b" ", b"").split(b","):
+        media_type, *parameters = each.split(b";")
+        if media_type == MEDIA_TYPE.encode():
+            return not any(part.startswith(b"q=0") and not part[3:].strip(b".0") for part in parameters)
+    return False

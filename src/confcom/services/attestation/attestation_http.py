@@ -48,7 +48,7 @@ from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.services.runtime.status_page import Reading
 from confcom.tokens.azure import AttestationType, AzureError
-from confcom.tokens.ear import MEDIA_TYPE
+from confcom.tokens.ear import MEDIA_TYPE, accepts_ear
 from confcom.tokens.nonces import LIFE
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
@@ -163,7 +163,6 @@ class AttestationApp:
         self.appraiser = appraiser
         self.administration = administration
         self.records = records
-        self._keys = keys
         self._problem = problem
         self.workers = workers
         self._audit = audit
@@ -184,23 +183,24 @@ class AttestationApp:
         api = [
             *(Route(path, call, methods=["POST"]) for path, call in calls.items()),
             self._route("/attest/{kind:plain}", self._attest_other, "POST"),
-            self._route("/.well-known/openid-configuration", self._openid, versioned=False),
-            self._route("/certs", self._certs, versioned=False),
-            self._route("/certs/", self._certs, versioned=False),
+            self._value("/.well-known/openid-configuration", self._openid),
+            # Not application/jwk+json, which @azure/attestation asks for and does not read as JSON.
+            self._value("/certs", lambda: {"keys": keys().published}),
+            self._value("/certs/", lambda: {"keys": keys().published}),
             self._route("/policies/{kind:plain}:reset", self._reset, "POST"),
             self._route("/policies/{kind:plain}:dryRun", self._dry_run, "POST"),
             self._route("/policies/{kind:plain}", self._policies, "GET", "PUT"),
             self._route("/tcbbaselines/{kind:plain}", self._baselines),
-            self._route("/nonces", self._nonce, "POST"),
+            self._value("/nonces", self._nonce, "POST", versioned=True),
             self._route("/revoke", self._revoke, "POST", versioned=False),
-            self._route("/openapi.json", self._openapi, versioned=False),
+            self._value("/openapi.json", lambda: _OPENAPI | {"servers": [{"url": issuer}]}),
             self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
             self._route("/certificates:add", self._change_signers(add=True), "POST"),
             self._route("/certificates:remove", self._change_signers(add=False), "POST"),
         ]
         own = [
-            self._route("/healthz", self._healthz, versioned=False),
+            self._value("/healthz", lambda: {"status": "alive"}),
             self._route("/readyz", self._readyz, versioned=False),
             self._route("/metrics", self._metrics_page, versioned=False),
         ]
@@ -217,6 +217,15 @@ class AttestationApp:
 
     def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
         return Route(path, self._endpoint(handler, versioned=versioned), methods=list(methods) or ["GET"])
+
+    def _value(self, path: str, value: Callable[[], object], *methods: str, versioned: bool = False) -> Route:
+        """A path that answers every request with this value."""
+
+        async def handler(request: Request) -> Response:
+            del request
+            return _json(value())
+
+        return self._route(path, handler, *methods, versioned=versioned)
 
     def _endpoint(self, handler: Handler, *, versioned: bool = True) -> Handler:
         """Every failure of the handler becomes an answer; those that should not have been are logged."""
@@ -286,18 +295,21 @@ class AttestationApp:
         raise HttpRefusal(404, "NotFound", _not_served(request.path_params["kind"]))
 
     async def _policies(self, request: Request) -> Response:
+        if request.method != "GET":
+            return await self._change(request, self.administration.set)
         kind = _kind(request)
-        by = await self.require_admin(request, change=request.method != "GET")
-        if request.method == "GET":
-            return _json({"token": await self.workers.run(lambda: self.administration.current(kind))})
-        body = await self.body(request.receive)
-        return _json({"token": await self.workers.run(lambda: self.administration.set(kind, body, by))})
+        await self.require_admin(request)
+        return _json({"token": await self.workers.run(lambda: self.administration.current(kind))})
 
     async def _reset(self, request: Request) -> Response:
+        return await self._change(request, self.administration.reset)
+
+    async def _change(self, request: Request, change: Callable[[AttestationType, bytes, str], str]) -> Response:
+        """Have an administrator change a policy; the answer is a token with its outcome."""
         kind = _kind(request)
         by = await self.require_admin(request, change=True)
         body = await self.body(request.receive)
-        return _json({"token": await self.workers.run(lambda: self.administration.reset(kind, body, by))})
+        return _json({"token": await self.workers.run(lambda: change(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
@@ -311,9 +323,8 @@ class AttestationApp:
         self.limit(request.scope)
         return _json(await self.workers.run(lambda: self.appraiser.baselines(kind)))
 
-    async def _nonce(self, request: Request) -> Response:
-        del request
-        return _json({"nonce": self.appraiser.nonce(), "seconds": int(LIFE.total_seconds())})
+    def _nonce(self) -> dict[str, Any]:
+        return {"nonce": self.appraiser.nonce(), "seconds": int(LIFE.total_seconds())}
 
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
@@ -338,38 +349,21 @@ class AttestationApp:
 
         return handler
 
-    async def _certs(self, request: Request) -> Response:
-        del request
-        # Not application/jwk+json, which @azure/attestation asks for and does not read as JSON.
-        return _json({"keys": self._keys().published})
-
-    async def _openid(self, request: Request) -> Response:
-        del request
-        return _json(
-            {
-                "response_types_supported": ["token", "none"],
-                "id_token_signing_alg_values_supported": ["RS256"],
-                "revocation_endpoint": f"{self._issuer}/revoke",
-                "issuer": self._issuer,
-                "jwks_uri": f"{self._issuer}/certs",
-                "claims_supported": _CLAIMS,
-            }
-        )
+    def _openid(self) -> dict[str, Any]:
+        return {
+            "response_types_supported": ["token", "none"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "revocation_endpoint": f"{self._issuer}/revoke",
+            "issuer": self._issuer,
+            "jwks_uri": f"{self._issuer}/certs",
+            "claims_supported": _CLAIMS,
+        }
 
     async def _revoke(self, request: Request) -> Response:
         """RFC 7009: a token that is verified offline cannot be revoked, and the answer says so (section 2.2.1)."""
         del request
         reason = "tokens are verified offline and end after eight hours; revoke the signing key instead"
         return _json({"error": "unsupported_token_type", "error_description": reason}, status=400)
-
-    async def _openapi(self, request: Request) -> Response:
-        """The description of this API, with this instance as its server."""
-        del request
-        return _json(_OPENAPI | {"servers": [{"url": self._issuer}]})
-
-    async def _healthz(self, request: Request) -> Response:
-        del request
-        return _json({"status": "alive"})
 
     async def _readyz(self, request: Request) -> Response:
         del request
@@ -455,7 +449,7 @@ class _AttestCall:
             _check_version(scope)
             self._app.limit(scope)
             body = await self._app.body(receive)
-            ear = any(name == b"accept" and _accepts_ear(value) for name, value in scope["headers"])
+            ear = any(name == b"accept" and accepts_ear(value) for name, value in scope["headers"])
             found = await self._timed(body, scope, ear=ear)
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
             await _marked(self._app.failure(error, scope))(scope, receive, send)
@@ -496,15 +490,6 @@ _CLAIMS = [
 
 
 _OPENAPI: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("openapi.json").read_bytes())
-
-
-def _accepts_ear(accept: bytes) -> bool:
-    """Whether a header `Accept` names EAR, in any case of letters and not with q=0 (RFC 9110, section 12.5.1)."""
-    for each in accept.lower().replace(b" ", b"").split(b","):
-        media_type, *parameters = each.split(b";")
-        if media_type == _EAR:
-            return not any(part.startswith(b"q=0") and not part[3:].strip(b".0") for part in parameters)
-    return False
 
 
 def _marked(response: Response) -> Response:
