@@ -19,8 +19,8 @@ import confcom
 from confcom import errors
 from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.appraisal.policy_file import PolicyFile, policy_schema
-from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root, spoken
+from confcom.errors import ExitCode, exit_code
 from confcom.pki.proof import Proof
 
 _MEANINGS = {

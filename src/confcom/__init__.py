@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from confcom.appraisal.policy_file import PolicyFile
     from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
-    from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.collateral.bundle import load_bundle, load_policy, load_trust_roots, save_bundle
     from confcom.collateral.documents import CollateralSource
     from confcom.collateral.sources import RememberedCollateral, SourceOptions, fetch_for_quote, open_source
@@ -53,11 +52,13 @@ if TYPE_CHECKING:
         CollateralError,
         ConfcomError,
         ConfigError,
+        ExitCode,
         FormatError,
         PlatformError,
         PolicyError,
         ProtocolError,
         VerificationError,
+        exit_code,
     )
     from confcom.formats.quote import Quote, TeeType
     from confcom.formats.sgx import ReportBody, TargetInfo
@@ -82,13 +83,13 @@ _HOMES = {
     "confcom.appraisal.policy_file": "PolicyFile",
     "confcom.appraisal.quote": "QuoteVerifier VerifiedQuote verify_quote",
     "confcom.appraisal.result": "AttestationResult accept_quote judge",
-    "confcom.cli.exit_codes": "ExitCode exit_code",
     "confcom.collateral.bundle": "load_bundle load_policy load_trust_roots save_bundle",
     "confcom.collateral.documents": "CollateralSource",
     "confcom.collateral.sources": "RememberedCollateral SourceOptions fetch_for_quote open_source",
     "confcom.collateral.store.store": "CollateralStore",
     "confcom.errors": (
-        "CollateralError ConfcomError ConfigError FormatError PlatformError PolicyError ProtocolError VerificationError"
+        "CollateralError ConfcomError ConfigError ExitCode FormatError PlatformError PolicyError ProtocolError "
+        "VerificationError exit_code"
     ),
     "confcom.formats.quote": "Quote TeeType",
     "confcom.formats.sgx": "ReportBody TargetInfo",

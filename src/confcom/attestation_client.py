@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from ssl import SSLContext, create_default_context
 from typing import Any
 
 import httpx2
@@ -22,7 +21,7 @@ from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
 from confcom.formats.arguments import on_this_machine, parse_http_url
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
-from confcom.http_deadline import within
+from confcom.http_client import verifying_context, within
 from confcom.tokens import login
 from confcom.tokens.azure import AttestationType, type_of
 from confcom.tokens.jws import ReadJws
@@ -45,17 +44,6 @@ KEYS_AT_LEAST = timedelta(minutes=1)
 """Between two fetches of keys, whatever key ids tokens name."""
 TIMEOUT = 15.0
 """Seconds within which a whole answer must arrive."""
-
-
-def tls_context(ca: Path | None) -> SSLContext:
-    """Verifies servers by the authorities in a PEM file; without a file, by those of the system."""
-    try:
-        return create_default_context(cafile=ca)
-    except OSError as error:
-        raise ConfigError(
-            f"the file of CA certificates {ca} cannot be used: {error.strerror or error}",
-            advice="Name a PEM file with the CA that issued the service's certificate.",
-        ) from error
 
 
 class AttestationRefused(PolicyError):
@@ -112,7 +100,7 @@ class _Client:
         self._url = url.rstrip("/")
         self._pinned = keys is not None
         self._keys = keys
-        self._tls = tls_context(ca)
+        self._tls = verifying_context(ca)
 
     def _where(self, attestation: Attestation) -> str:
         return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"

@@ -1,4 +1,4 @@
-"""Every failure of the project, one family.
+"""Every failure of the project, one family, and the exit codes of commands.
 
 An error says what failed in its message, carries a stable kebab-case `code` for machines, and `advice()` says
 what a person can do next. Third-party exceptions are translated where the library is called, so above that line
@@ -7,6 +7,7 @@ only `ConfcomError` exists. A TCB that is out of date is not an error: it is a s
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any, ClassVar, Self
 
 
@@ -384,3 +385,39 @@ class DatabaseDamaged(DatabaseError):
 
     code = "database-damaged"
     default_advice = "Stop the service, keep a copy of the database, and restore the last backup."
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command. For `verify`, 0 means accepted."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    MALFORMED = 3
+    NOT_AUTHENTIC = 4
+    REFUSED = 5
+    COLLATERAL = 6
+    PLATFORM = 7
+    INTERRUPTED = 130
+
+
+# The first class that fits decides, so subclasses stand before what they derive from.
+ERROR_EXIT_CODES: tuple[tuple[type[ConfcomError], ExitCode], ...] = (
+    (FormatError, ExitCode.MALFORMED),
+    (StaleCollateralError, ExitCode.COLLATERAL),
+    (VerificationError, ExitCode.NOT_AUTHENTIC),
+    (PolicyError, ExitCode.REFUSED),
+    (CollateralError, ExitCode.COLLATERAL),
+    (PlatformError, ExitCode.PLATFORM),
+    (ClusterError, ExitCode.PLATFORM),
+    (ProtocolError, ExitCode.PLATFORM),
+    (ConfigError, ExitCode.USAGE),
+)
+
+
+def exit_code(error: ConfcomError) -> ExitCode:
+    """The exit code of an error: that of the first listed class that it belongs to."""
+    for kind, code in ERROR_EXIT_CODES:
+        if isinstance(error, kind):
+            return code
+    return ExitCode.UNEXPECTED

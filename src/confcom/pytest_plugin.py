@@ -125,7 +125,7 @@ def confcom_report_data() -> bytes:
 @pytest.fixture
 def confcom_evidence(confcom_enclave: Any, confcom_report_data: bytes) -> Callable[[str], SimulatedEvidence]:  # noqa: ANN401 - as above
     """Makes the evidence of a world by its name."""
-    from confcom.cli.inputs import now
+    from confcom.cli.options import now
     from confcom.errors import ConfcomError
 
     today = now()  # policies have dates

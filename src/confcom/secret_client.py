@@ -15,10 +15,10 @@ from confcom.attestation_client import (
     AttestationRefused,
     AttestationUnavailable,
     ask,
-    tls_context,
 )
 from confcom.errors import ConfigError
 from confcom.formats.arguments import parse_http_url
+from confcom.http_client import verifying_context
 
 __all__ = ["read_secret"]
 
@@ -52,7 +52,7 @@ def read_secret(
         raise ConfigError(f"secrets are read over https, found {server!r}", advice="Name the server's https URL.")
     base = f"{server.rstrip('/')}/v1"
     token = attestation.login_token(role, quote)
-    with httpx2.Client(timeout=TIMEOUT, verify=tls_context(ca), trust_env=False) as client:
+    with httpx2.Client(timeout=TIMEOUT, verify=verifying_context(ca), trust_env=False) as client:
         body = msgspec.json.encode({"role": role, "jwt": token})
         login = _ask(client, "POST", f"{base}/auth/{mount}/login", body=body)
         auth = login.get("auth")

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 import confcom
 from confcom import errors
 from confcom.appraisal.quote import STEPS
-from confcom.cli.exit_codes import ERROR_EXIT_CODES, ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root
+from confcom.errors import ERROR_EXIT_CODES, ExitCode, exit_code
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "confcom").rglob("*.py"))

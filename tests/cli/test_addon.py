@@ -12,8 +12,8 @@ import yaml
 
 from confcom.cli.addon import addon
 from confcom.cli.addon_change import print_result
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from api_stand_in import ApiStandIn
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 
 
 class VersionApi(ApiStandIn):

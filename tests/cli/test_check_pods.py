@@ -10,9 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from confcom.admission.decision import AdmissionContext, decide_pod
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root, run
-from confcom.errors import FormatError
+from confcom.errors import ExitCode, FormatError
 
 JOB = """\
 apiVersion: batch/v1

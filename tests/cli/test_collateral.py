@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from confcom.appraisal.collateral import verify_collateral
-from confcom.cli.inputs import parse_time
+from confcom.cli.options import parse_time
 from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.store.registrations import Registration

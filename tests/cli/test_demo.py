@@ -18,8 +18,8 @@ import pytest
 
 from confcom.cli import demo_refusals
 from confcom.cli.demo_stage import open_stage
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 
 LIMIT = 20.0
 """Seconds; ten on an idle machine, and the tests are not alone."""

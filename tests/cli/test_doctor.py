@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
 from confcom.devices.declared_node import declare_node
+from confcom.errors import ExitCode
 from confcom.wiring import create_machine_file, export_simulated_collateral
 from recording_platform import RecordingPlatform
 from running_helper import running_helper

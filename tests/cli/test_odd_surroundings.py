@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.runtime.process import render
 
@@ -248,7 +248,7 @@ def test_a_list_of_kubeconfigs(
 def test_closed_streams_are_no_files_of_ours(closed: str, tmp_path: Path) -> None:
     """Descriptor 2 of a program that was started without one must not become its database."""
     program = (
-        "import os, sys; from confcom.cli.outputs import check_output; check_output();"
+        "import os, sys; from confcom.cli.streams import check_output; check_output();"
         "print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)]); print(sys.stderr.write('x'))"
     )
     shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]

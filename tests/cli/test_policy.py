@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 from signed_enclaves import enclave_file, signing_key, sigstruct
 
 AT = "2026-03-01T12:00:00Z"

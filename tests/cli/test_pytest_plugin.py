@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from confcom import AllOf, ConfigError, MrSigner, Verdict, safe_defaults
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
+from confcom.errors import ExitCode
 from confcom.pytest_plugin import REFUSED, SimulatedEvidence, make_evidence
 from signed_enclaves import enclave_file, sigstruct
 

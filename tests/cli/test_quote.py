@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
+from confcom.errors import ExitCode
 from confcom.formats.quote import Quote
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.wiring import create_machine_file, declare_enclave, open_machine, open_platform

@@ -11,10 +11,9 @@ import pytest
 from confcom.appraisal.appraise import appraise
 from confcom.appraisal.policy import AllOf, MrSigner, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
-from confcom.errors import PolicyError, RevokedError
+from confcom.errors import ExitCode, PolicyError, RevokedError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root
-from confcom.errors import ClusterError
+from confcom.errors import ClusterError, ExitCode
 from epc_api import EpcApi, component, enclave, make_pod, page
 
 MIB = 1 << 20

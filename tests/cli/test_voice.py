@@ -15,11 +15,10 @@ from pathlib import Path
 import click
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.options import check_variables
-from confcom.cli.outputs import write_file
 from confcom.cli.root import COMMANDS, root, run
-from confcom.errors import ConfigError, OutputError
+from confcom.cli.streams import write_file
+from confcom.errors import ConfigError, ExitCode, OutputError
 
 CONFCOM = [sys.executable, "-m", "confcom"]
 FULL = Path("/dev/full")

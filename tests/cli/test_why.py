@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from confcom.admission.decision import AdmissionContext, decide_pod
-from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root
-from confcom.errors import ClusterError, ClusterRefused, ConfigError
+from confcom.errors import ClusterError, ClusterRefused, ConfigError, ExitCode
 from confcom.manifests.addon import AddonState, state_object
 from confcom.manifests.addon_config import AddonConfig
 from epc_api import CANONICAL, EpcApi, component, enclave, make_pod, page

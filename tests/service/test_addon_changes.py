@@ -13,9 +13,8 @@ import pytest
 
 from confcom.addon.changes import Addon, to_enable, to_update
 from confcom.cli import root as main
-from confcom.cli.exit_codes import ExitCode
 from confcom.cluster.objects import ClusterObjects
-from confcom.errors import ClusterError
+from confcom.errors import ClusterError, ExitCode
 from confcom.manifests.addon import AddonState, parse_state, state_object
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import namespace

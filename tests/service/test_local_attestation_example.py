@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
+from confcom.errors import ExitCode
 from sample_stage import EXAMPLES, SIGNER, Ended, Stage, finish
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
+from confcom.errors import ExitCode
 from sample_stage import Ended, Stage, finish
 
 HELLO_SIZE = 48

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli.exit_codes import ExitCode
+from confcom.errors import ExitCode
 from confcom.wiring import create_machine_file, export_simulated_collateral
 from sample_stage import EXAMPLE, NOW, SIGNER, Ended, Stage, both, finish
 

@@ -21,9 +21,8 @@ import yaml  # type: ignore[import-untyped]  # the package carries no types
 from confcom.addon.changes import Addon, Shown, next_ca, simulated_objects, to_enable, to_update
 from confcom.addon.plan import Change
 from confcom.cli.addon import DESCRIPTION
-from confcom.cli.inputs import now, read_input
-from confcom.cli.options import given_by, option_of
-from confcom.cli.outputs import note, print_json, printable
+from confcom.cli.options import given_by, now, option_of
+from confcom.cli.streams import note, print_json, printable, read_input
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests import attestation, collateral

@@ -11,8 +11,8 @@ import click
 
 from confcom.cli.daemons import daemon, needing, run_until_stopped
 from confcom.cli.databases import migrate_command
-from confcom.cli.inputs import now, parse_time, trust_roots
-from confcom.cli.options import FILE
+from confcom.cli.options import FILE, now, parse_time
+from confcom.cli.streams import trust_roots
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.inputs import now, parse_duration
-from confcom.cli.options import FILE
-from confcom.cli.outputs import complain, note, write_file
+from confcom.cli.options import FILE, now, parse_duration
+from confcom.cli.streams import complain, note, write_file
 from confcom.errors import ConfcomError
 
 if TYPE_CHECKING:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import naming, read_input
 from confcom.cli.options import FILE
-from confcom.cli.outputs import print_json, printable
-from confcom.errors import ConfigError
+from confcom.cli.streams import naming, print_json, printable, read_input
+from confcom.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from confcom.admission.decision import Decision, FoundPod

@@ -5,27 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
-from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import (
-    naming,
-    parse_duration,
-    parse_hex,
-    parse_time,
-    proxy_of_environment,
-    read_input,
-    trust_roots,
-)
-from confcom.cli.outputs import complain, note, print_json, print_pieces, printable
+from confcom.cli.options import parse_duration, parse_hex, parse_time, proxy_of_environment
+from confcom.cli.streams import complain, naming, note, print_json, print_pieces, printable, read_input, trust_roots
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.documents import (
@@ -57,11 +48,14 @@ from confcom.errors import (
     CollateralUnavailable,
     ConfcomError,
     ConfigError,
+    ExitCode,
     FormatError,
     VerificationError,
+    exit_code,
 )
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.pck_extension import PckExtension
+from confcom.input_file import open_input
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import MAX_QE_ID, PckCaName, TcbSets, Tee, Update, clients_of, parse_update
@@ -267,9 +261,9 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
 def import_(path: Path, store: str, trust_root: tuple[str, ...], update: str) -> None:
     """Verify an archive or a bundle, keep it, and say what was new."""
     now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
-    if str(path) == "-" or _is_archive(path):
+    source = _archive(path)
+    if source is not None:
         name = "the archive on standard input" if str(path) == "-" else str(path)
-        source = nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb")
         with source as file, filled_store(store, roots) as opened:
             try:
                 imported = read_archive(opened, file, now=now)
@@ -338,14 +332,20 @@ def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported
     return written
 
 
-def _is_archive(path: Path) -> bool:
+def _archive(path: Path) -> AbstractContextManager[BinaryIO] | None:
+    """The archive to read from a file or a pipe; None for a bundle."""
+    if str(path) == "-":
+        return nullcontext(sys.stdin.buffer)
     try:
         if path.is_dir():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(ARCHIVE_START)) == ARCHIVE_START
+            return None
+        file = open_input(path)
+        if file.peek(len(ARCHIVE_START)).startswith(ARCHIVE_START) or not path.is_file():
+            return file
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="Check the path.") from error
+    file.close()
+    return None
 
 
 def _read_bundle(path: Path, update: Update, roots: TrustRoots, now: datetime) -> tuple[Document, ...]:

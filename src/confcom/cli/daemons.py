@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.inputs import now, read_input, trust_roots
-from confcom.cli.options import FILE, NO_MACHINE_ADVICE, check_variables, given_by, option_of, prefix_of
-from confcom.cli.outputs import is_quiet, note
+from confcom.cli.options import FILE, NO_MACHINE_ADVICE, check_variables, given_by, now, option_of, prefix_of
+from confcom.cli.streams import is_quiet, note, read_input, trust_roots
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from pathlib import Path
 from confcom.cli.demo_refusals import SIGNER, Witness
 from confcom.cli.demo_stage import PeerOutcome, Stage, interruptible, open_stage
 from confcom.cli.demo_view import View
-from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import now
-from confcom.cli.outputs import write_file
+from confcom.cli.options import now
+from confcom.cli.streams import write_file
 from confcom.collateral.bundle import load_bundle
+from confcom.errors import ExitCode
 from confcom.wiring import create_machine_file, declare_enclave, export_simulated_collateral
 
 

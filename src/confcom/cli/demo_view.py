@@ -14,7 +14,7 @@ from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.result import AttestationResult
 from confcom.cli.demo_refusals import MIN_SVN, PRODUCT, Trial, Witness
 from confcom.cli.demo_stage import PeerOutcome, Stage
-from confcom.cli.outputs import printable
+from confcom.cli.streams import printable
 from confcom.formats.sgx import ReportBody
 
 WIDTH = 100

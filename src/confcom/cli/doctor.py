@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import parse_time, trust_roots
-from confcom.cli.options import FILE, output_options
-from confcom.cli.outputs import print_json, printable
+from confcom.cli.options import FILE, output_options, parse_time
+from confcom.cli.streams import print_json, printable, trust_roots
+from confcom.errors import ExitCode
 
 if TYPE_CHECKING:
     from confcom.doctor.checks import Diagnosis

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import read_input
 from confcom.cli.options import STREAM, output_options
-from confcom.cli.outputs import complain, print_json, printable
-from confcom.errors import ConfcomError, FormatError
+from confcom.cli.streams import complain, print_json, printable, read_input
+from confcom.errors import ConfcomError, ExitCode, FormatError, exit_code
 
 if TYPE_CHECKING:
     from rich.console import Console

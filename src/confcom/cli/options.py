@@ -1,4 +1,4 @@
-"""Options that several commands share, and the variables that commands read.
+"""Options that several commands share, their values, and the variables that commands read.
 
 A tool reads the variables that are named here. A daemon reads `CONFCOM_<DAEMON>_<SETTING>` for each of its settings.
 What Kubernetes sets for a Service that is called `confcom-…` is neither: it is left alone.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -176,3 +177,65 @@ def check_variables(environment: Collection[str], daemon: str = "", settings: Co
                 advice = f"Did you mean {words[close]}{'…' * close.endswith('_')}? Otherwise unset it."
             owner = f"the {daemon}" if prefix else "confcom"
             raise ConfigError(f"the environment has {name}, which is no setting of {owner}", advice=advice)
+
+
+# Values of options.
+
+MAX_DURATION = timedelta(days=36525)
+"""The present plus or minus this is still a `datetime`."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)  # noqa: TID251 - the command line is where the clock is read
+
+
+def parse_hex(text: str, option: str, *, most: int) -> bytes:
+    """Bytes from hexadecimal text, 1 to `most` of them."""
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as error:
+        raise ConfigError(f"{option}: {text!r} is not hexadecimal") from error
+    if not 1 <= len(value) <= most:
+        raise ConfigError(f"{option}: expected 1 to {most} bytes, found {len(value)}")
+    return value
+
+
+def parse_time(text: str | None, option: str) -> datetime:
+    """A time in RFC 3339; the present for None."""
+    if text is None:
+        return now()
+    try:
+        time = datetime.fromisoformat(text)
+        found = time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # OverflowError: the year in UTC would be 0 or 10000
+        raise ConfigError(f"{option}: {text!r} is not a time such as 2026-03-01T12:00:00Z") from error
+    if time.tzinfo is None:
+        raise ConfigError(f"{option}: {text!r} has no time zone; write 2026-03-01T12:00:00Z for UTC")
+    return found
+
+
+def parse_duration(text: str, option: str) -> timedelta:
+    """A duration such as `90m`, `36h` or `7d`, of at most 100 years."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if match is None:
+        raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
+    found = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    if found > MAX_DURATION:
+        raise ConfigError(f"{option}: {text} is longer than 100 years")
+    return found
+
+
+def proxy_of_environment(source: str) -> str | None:
+    """The proxy to a source of collateral: $HTTPS_PROXY, unless the source is on this machine or in $NO_PROXY."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    try:
+        host = urlsplit(source).hostname if "://" in source else source
+    except ValueError:
+        return None  # opening the source reports it
+    if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
+        return None
+    return getproxies().get("https")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.inputs import read_input
 from confcom.cli.options import STREAM, json_option, output_options
-from confcom.cli.outputs import print_json, printable, write_file
+from confcom.cli.streams import print_json, printable, read_input, write_file
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.text import without_bom
 
@@ -58,8 +57,8 @@ def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as
     the lines of `confcom attestation audit`. Evidence is decided by --current too, a line of the audit record has its
     own verdict. Nothing of evidence is verified here: a policy sees evidence that is authentic.
     """
-    from confcom.cli.exit_codes import ExitCode
     from confcom.cli.policy_trial import read_recorded, show_trial
+    from confcom.errors import ExitCode
     from confcom.tokens.azure import policy_hash
     from confcom.tokens.policy_evaluation import dry_run
     from confcom.tokens.policy_language import parse_policy
@@ -78,10 +77,11 @@ def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as
 def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
     from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
     from confcom.appraisal.image_file import is_archive, read_image_enclave
+    from confcom.input_file import open_input
 
-    # Images are large: they are not read as a whole. What cannot be opened is explained below.
-    if str(enclave) != "-":
-        with suppress(OSError), enclave.open("rb") as stream:
+    # Images are large: they are not read as a whole, but for those of a pipe. What cannot be opened is explained below.
+    if enclave.is_file():
+        with suppress(OSError), open_input(enclave) as stream:
             if is_archive(stream.read(512)):
                 stream.seek(0)
                 return read_image_enclave(stream, inside)
@@ -103,7 +103,7 @@ def lint(file: Path, output: Path | None, as_json: bool) -> int:
     POLICY is a file for `confcom verify --policy` if its name ends in .toml, .yaml, .yml or .json: what is wrong with
     it is named. Any other is text in Azure's language: every departure from the grammar is listed, with its repair.
     """
-    from confcom.cli.exit_codes import ExitCode
+    from confcom.errors import ExitCode
     from confcom.tokens.policy_language import PolicyTextError, lint_policy, repaired
 
     if file.suffix in (".toml", ".yaml", ".yml", ".json"):

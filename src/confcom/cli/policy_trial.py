@@ -13,8 +13,7 @@ import click
 import msgspec
 
 from confcom.appraisal.result import read_evidence
-from confcom.cli.inputs import naming, read_input
-from confcom.cli.outputs import printable
+from confcom.cli.streams import naming, printable, read_input
 from confcom.errors import FormatError
 from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, quote_claims, type_of
 from confcom.tokens.policy_evaluation import Recorded, claims_of, evaluate_policy, service_claims

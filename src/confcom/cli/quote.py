@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, read_input
-from confcom.cli.options import STREAM
-from confcom.cli.outputs import note, write_output
+from confcom.cli.options import STREAM, parse_hex
+from confcom.cli.streams import MAX_HELD_DATA, note, read_input, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
 if TYPE_CHECKING:

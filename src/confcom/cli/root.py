@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 import click
 
-from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.options import check_variables
-from confcom.cli.outputs import QUIET, complain
-from confcom.errors import ConfcomError, ConfigError
+from confcom.cli.streams import QUIET, complain
+from confcom.errors import ConfcomError, ConfigError, ExitCode, exit_code
 
 
 def spoken(command: click.Command) -> click.Command:

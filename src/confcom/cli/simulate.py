@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
-from confcom.cli.inputs import parse_hex, parse_time
-from confcom.cli.options import FILE
-from confcom.cli.outputs import printable, write_file
+from confcom.cli.options import FILE, parse_hex, parse_time
+from confcom.cli.streams import printable, write_file
 from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 

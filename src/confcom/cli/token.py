@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.options import STREAM, identity_options, output_options, trust_root_option
-from confcom.cli.outputs import print_json, printable
+from confcom.cli.streams import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def verify(
     Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
     expectation given here met. With --issuer-policy also: an enclave that the policy accepts vouches for the key.
     """
-    from confcom.cli.exit_codes import ExitCode, exit_code
-    from confcom.cli.inputs import parse_time, read_input
+    from confcom.cli.options import parse_time
+    from confcom.cli.streams import read_input
+    from confcom.errors import ExitCode, exit_code
     from confcom.tokens.jws import MAX_TOKEN, token_in
     from confcom.tokens.verification import MAX_KEY_SET, KeySet, verify_token
 
@@ -108,7 +109,7 @@ def _vouching_enclave(
     from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
     from confcom.appraisal.quote import QuoteVerifier
     from confcom.appraisal.result import identity
-    from confcom.cli.inputs import read_input, trust_roots
+    from confcom.cli.streams import read_input, trust_roots
     from confcom.cli.verdict import choose_collateral
     from confcom.tokens.attested_key import check_attested_key
 
@@ -135,7 +136,7 @@ def _policy(
     accept_tcb: str,
     **others: Any,  # noqa: ANN401 - as the policy has them
 ) -> TokenPolicy:
-    from confcom.cli.inputs import parse_hex
+    from confcom.cli.options import parse_hex
     from confcom.tokens.verification import TokenPolicy
 
     return TokenPolicy(

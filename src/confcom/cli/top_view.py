@@ -18,10 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, age, overview
-from confcom.cli.exit_codes import ExitCode
-from confcom.cli.outputs import print_json, printable
+from confcom.cli.streams import print_json, printable
 from confcom.cluster.nodes import ClusterEpc
-from confcom.errors import ClusterError
+from confcom.errors import ClusterError, ExitCode
 from confcom.protocols.epc import in_mib
 
 ENDLESS = 100_000

@@ -21,18 +21,16 @@ from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData, checke
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
-from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import (
+from confcom.cli.options import STORE_VARIABLE, default_store, parse_hex, parse_time, proxy_of_environment
+from confcom.cli.streams import (
     MAX_HELD_DATA,
-    parse_hex,
-    parse_time,
-    proxy_of_environment,
+    print_json,
+    printable,
     read_input,
     read_peer_certificate,
     trust_roots,
+    write_file,
 )
-from confcom.cli.options import STORE_VARIABLE, default_store
-from confcom.cli.outputs import print_json, printable, write_file
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import (
     CollateralError,
@@ -40,8 +38,10 @@ from confcom.errors import (
     CollateralNotFound,
     ConfcomError,
     ConfigError,
+    ExitCode,
     FormatError,
     VerificationError,
+    exit_code,
 )
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile

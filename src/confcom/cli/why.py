@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import now
-from confcom.cli.options import kubeconfig_options
-from confcom.cli.outputs import print_json, printable
+from confcom.cli.options import kubeconfig_options, now
+from confcom.cli.streams import print_json, printable
+from confcom.errors import ExitCode
 
 if TYPE_CHECKING:
     from confcom.addon.why import Explanation

@@ -21,6 +21,7 @@ from confcom.errors import CollateralInvalid, CollateralNotFound, ConfcomError, 
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.formats.text import without_bom
+from confcom.input_file import read_bounded
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -115,8 +116,7 @@ def load_policy(path: Path | str) -> PolicyFile:
 def _read_settings(path: Path | str, limit: int) -> bytes:
     """The content of a file, at most one byte more than `limit`, which the parsers then refuse."""
     try:
-        with Path(path).open("rb") as file:
-            return file.read(limit + 1)
+        return read_bounded(path, limit)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -274,8 +274,7 @@ def _read_part(folder: Path, part: str) -> tuple[str, bytes] | None:
 def _read(path: Path, limit: int) -> bytes | None:
     """The file's content, None when there is no such file; never more than the limit is read."""
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = read_bounded(path, limit)
     except FileNotFoundError:
         return None
     except OSError as error:

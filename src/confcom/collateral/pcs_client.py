@@ -31,6 +31,7 @@ from confcom.collateral.documents import (
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import parse_http_url
 from confcom.formats.signed_json import MAX_SIGNED_JSON
+from confcom.http_client import verifying_context, within
 from confcom.pki.crl import MAX_CRL
 from confcom.protocols import pcs
 from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update, build_request
@@ -103,16 +104,10 @@ class HttpExchange:
         if self.proxy is not None:
             self.proxy = self.proxy if "://" in self.proxy else f"http://{self.proxy}"  # as curl reads it
             parse_http_url(self.proxy, "a proxy", advice="Correct HTTPS_PROXY, or the option: http://HOST:PORT.")
-        try:
-            if isinstance(self.verify_tls, Path):
-                self._tls = ssl.create_default_context(cafile=self.verify_tls)
-            else:
-                self._tls = httpx2.create_ssl_context(verify=self.verify_tls, trust_env=False)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"the file of CA certificates {self.verify_tls} cannot be used: {error}",
-                advice="Name a PEM file with the CA that issued the service's certificate.",
-            ) from error
+        if isinstance(self.verify_tls, Path):
+            self._tls = verifying_context(self.verify_tls)
+        else:
+            self._tls = httpx2.create_ssl_context(verify=self.verify_tls, trust_env=False)
 
     def ask(self, request: pcs.Request, http: HttpRequest, limit: int) -> HttpResponse:
         """The response with status 200; every other outcome is an error, after the retries that make sense.
@@ -143,8 +138,6 @@ class HttpExchange:
 
     def _exchange(self, request: pcs.Request, http: HttpRequest, limit: int) -> HttpResponse | _Failure:
         import httpx2
-
-        from confcom.http_deadline import within
 
         question = _Question(pcs.describe(request), self.service, http, limit)
         with httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False) as client:

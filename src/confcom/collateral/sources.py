@@ -39,6 +39,7 @@ from confcom.errors import (
 from confcom.formats.arguments import parse_http_url
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
+from confcom.input_file import read_bounded
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Dialect, PckCaName, PckCertificateAnswer, PckCertRequest, Tee, Update
@@ -194,9 +195,8 @@ def is_store(name: str) -> bool:
     if name.startswith(("postgresql:", "postgres:")):
         return True
     try:
-        with Path(name).open("rb") as file:
-            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-    except (OSError, ValueError):
+        return Path(name).is_file() and read_bounded(name, len(SQLITE_MAGIC))[:-1] == SQLITE_MAGIC
+    except OSError:
         return False
 
 

@@ -26,6 +26,7 @@ from confcom.errors import ConfigError, FormatError
 from confcom.formats.arguments import explain_settings
 from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody, is_sigstruct
 from confcom.formats.text import without_bom
+from confcom.input_file import read_bounded
 
 MAX_DECLARATION = 64 * 1024
 """Bytes of a declaration file."""
@@ -205,8 +206,7 @@ def _refusal(field: str, message: str) -> FormatError:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_ENCLAVE + 1)
+        content = read_bounded(path, MAX_ENCLAVE)
     except OSError as error:
         raise ConfigError(f"cannot read the enclave declaration {path}: {error.strerror}") from error
     if len(content) > MAX_ENCLAVE:

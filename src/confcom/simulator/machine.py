@@ -24,6 +24,7 @@ import msgspec
 from confcom.errors import ConfigError, FormatError, NativeError, ReportRejected
 from confcom.formats.sgx import AttributeFlags, Report, ReportBody, TargetInfo
 from confcom.formats.text import without_bom
+from confcom.input_file import read_bounded
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.keys import aes_cmac, check_seed, derive_bytes
 from confcom.simulator.processor import (
@@ -248,8 +249,7 @@ class MachineFile:
     def read(cls, path: Path) -> Self:
         """Read a machine file; `ConfigError` if it cannot be read, `FormatError` with its path if it is wrong."""
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_MACHINE_FILE + 1)
+            content = read_bounded(path, MAX_MACHINE_FILE)
         except OSError as error:
             raise ConfigError(f"cannot read the machine file {path}: {error.strerror}", advice=_ADVICE) from error
         where = f"machine file {path}"

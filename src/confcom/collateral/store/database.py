@@ -30,6 +30,7 @@ from confcom.errors import (
     DatabaseError,
     DatabaseUnavailable,
 )
+from confcom.input_file import read_bounded
 
 TOPIC = "collateral"
 """Of the announcements of changes, and the lock of writers."""
@@ -84,8 +85,7 @@ class StoreDatabase(Database):
                 with suppress(FileExistsError), unfinished_store(path):
                     pass
             # Before SQLite opens it, which may write to it.
-            with path.open("rb") as file:
-                head = file.read(72)
+            head = read_bounded(path, 72)
         except OSError as error:
             raise CollateralError(
                 f"the collateral store {path} cannot be used: {error.strerror}", advice=_PERMISSIONS

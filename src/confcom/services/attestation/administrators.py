@@ -22,8 +22,10 @@ from cryptography import x509
 
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import explain_settings
+from confcom.http_client import verifying_context
+from confcom.input_file import read_bounded
 from confcom.pki.der import UNREADABLE
-from confcom.services.runtime.process import read_small, read_toml
+from confcom.services.runtime.process import read_toml
 from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
 
 KEYS_FOR = timedelta(hours=1)
@@ -205,10 +207,7 @@ class Administrators:
     async def _fetch(self, oidc: Oidc, now: datetime) -> KeySet:
         if (file := self._beside(oidc.keys)) is not None:
             return _key_file(file, now)
-        try:
-            tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._beside(oidc.ca))
-        except OSError as error:
-            raise ConfigError(f"{oidc.ca}: the CAs of the OIDC issuer cannot be used: {error}") from error
+        tls = await asyncio.to_thread(verifying_context, self._beside(oidc.ca))
         where = f"{oidc.issuer.rstrip('/')}/.well-known/openid-configuration"
         try:
             # The client's own limit is for each step, of which a slow answer has any number.
@@ -308,7 +307,7 @@ def _key_file(file: Path, now: datetime) -> KeySet:
 
 def _content(file: Path) -> bytes:
     try:
-        return read_small(file, MAX_KEY_SET)
+        return read_bounded(file, MAX_KEY_SET, patience=0)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
 

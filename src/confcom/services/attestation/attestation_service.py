@@ -14,8 +14,9 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 
-from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
+from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.collateral.bundle import load_policy
 from confcom.collateral.documents import DocumentKey, verify_document
 from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source, source_name
 from confcom.database.changes import Watch
@@ -42,7 +43,7 @@ from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFol
 from confcom.services.runtime.allowances import parse_networks
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.process import WorkerThreads, background, read_small
+from confcom.services.runtime.process import WorkerThreads, background
 from confcom.services.runtime.status_page import LEAVING, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, read_authorities
 from confcom.tokens.azure import AzureError
@@ -105,7 +106,7 @@ async def serve(
         audit = AuditWriter(store)
         stack.callback(audit.close)
         issuer = (config.url or _own_url(config, listener)).rstrip("/") + prefix
-        file = _policy_file(config.policy)
+        file = PolicyFile() if config.policy is None else load_policy(config.policy)
         ca = None if config.collateral_ca is None else Path(config.collateral_ca)
         options = SourceOptions(roots=roots, at=clock(), ca_certificates=ca)
         collateral = RememberedCollateral(config.collateral, options)
@@ -280,13 +281,3 @@ def _signer(name: str) -> x509.Certificate:
     except AzureError as error:
         raise ConfigError(f"{name}: {error.message}", advice=error.advice()) from error
     return chain[0]
-
-
-def _policy_file(name: str | None) -> PolicyFile:
-    if name is None:
-        return PolicyFile()
-    try:
-        data = read_small(Path(name), MAX_POLICY)
-    except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}") from error
-    return parse_policy(data, name=name)

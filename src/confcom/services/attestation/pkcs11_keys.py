@@ -30,6 +30,7 @@ from pkcs11.exceptions import (
 )
 
 from confcom.errors import ConfigError
+from confcom.input_file import read_bounded
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.tokens.jws import SigningKey
 
@@ -155,8 +156,7 @@ class Pkcs11Keys:
 
 def _pin(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            read = stream.read(MAX_PIN + 1)
+        read = read_bounded(file, MAX_PIN)
         if len(read) > MAX_PIN:
             raise ValueError(f"over {MAX_PIN} bytes are no PIN")
         return read.decode().strip()

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from confcom.errors import ConfcomError, ConfigError, DatabaseUnavailable
+from confcom.input_file import read_bounded
 from confcom.services.attestation.attestation_store import AttestationStore, PublishedKey
-from confcom.services.runtime.process import read_small
 from confcom.tokens.attested_key import attested_certificate, self_signed
 from confcom.tokens.azure import TOKEN_LIFE
 from confcom.tokens.jws import SigningKey
@@ -281,7 +281,7 @@ def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path
 
 
 def _read(file: Path) -> bytes:
-    data = read_small(file, MAX_FILE)
+    data = read_bounded(file, MAX_FILE, patience=0)
     if len(data) > MAX_FILE:
         raise ConfigError(f"{file} has more than {MAX_FILE} bytes", advice="Remove it from the folder of signing keys.")
     return data

@@ -26,6 +26,7 @@ from confcom.errors import CollateralError, ConfcomError, FormatError
 from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
 from confcom.formats.quote import Quote
+from confcom.input_file import read_bounded
 from confcom.pki.certificate import check_own_signature
 from confcom.pki.pod_certificate import CertifiedPod, IssuedCertificate, alternative_names, check_key, issue
 from confcom.pki.serving_pair import Authority
@@ -42,7 +43,6 @@ from confcom.protocols.certificate_requests import (
     name_for,
     nonce_message,
 )
-from confcom.services.runtime.process import read_small
 from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
 
 _AUDITED = ("mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "mr_td", "debug")
@@ -87,7 +87,7 @@ class PodPolicies:
         names = (f"{requester.namespace}.{requester.account}.toml", f"{requester.namespace}.toml")
         for name in names:
             try:
-                content = read_small(self._folder / name, MAX_POLICY)
+                content = read_bounded(self._folder / name, MAX_POLICY, patience=0)
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -22,11 +22,12 @@ import msgspec
 from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import EpcPool, SgxNode
 from confcom.errors import ConfcomError, FormatError
+from confcom.input_file import read_bounded
 from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus, parse_quantity
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-from confcom.services.runtime.process import Reconciler, read_small
+from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import KubeNode
@@ -126,7 +127,7 @@ class Remembered:
 def remembered(directory: Path, resource: str) -> Remembered:
     """What the kubelet's checkpoint says of a resource; nothing where it cannot be read or is written otherwise."""
     try:
-        found = _CHECKPOINT.decode(read_small(directory / CHECKPOINT, MAX_CHECKPOINT)).Data
+        found = _CHECKPOINT.decode(read_bounded(directory / CHECKPOINT, MAX_CHECKPOINT, patience=0)).Data
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())

@@ -40,6 +40,7 @@ from confcom.collateral.pcs_client import MAX_PCK_CERTIFICATE, HttpExchange, Htt
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import parse_http_url
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
+from confcom.input_file import read_bounded
 from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -350,8 +351,7 @@ class PckEndpoint:
         """The endpoint in front of the services of this host's configuration; None, with a line in the log, if none."""
         path = environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
         try:
-            with Path(path).open("rb") as opened:
-                file = QcnlFile.parse(opened.read(MAX_QCNL + 1))
+            file = QcnlFile.parse(read_bounded(path, MAX_QCNL))
             if file.value("local_cache_only"):
                 reason = "local_cache_only is set"
             elif not ProviderServices.of(file).urls:

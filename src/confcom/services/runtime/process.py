@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import json
 import os
 import queue
 import re
-import select
 import signal
 import sys
 import threading
@@ -27,6 +25,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.formats.arguments import explain_settings
 from confcom.formats.text import without_bom
+from confcom.input_file import read_bounded
 
 MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
@@ -84,30 +83,10 @@ def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
     return [word for part in text.split(",") if (word := part.strip())] if isinstance(field.default, tuple) else text
 
 
-def read_small(file: Path, limit: int, *, patience: float = 0.0) -> bytes:
-    """A file of at most `limit` bytes; of a larger one `limit + 1`.
-
-    A pipe, which could keep the reader waiting for ever, has to give all it has within `patience` seconds; else
-    `OSError`.
-    """
-    with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as stream:  # noqa: PTH123
-        ready = select.poll()
-        ready.register(stream, select.POLLIN)
-        content, deadline = bytearray(), time.monotonic() + patience
-        while len(content) <= limit:
-            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, f"it is a pipe, and gave nothing within {patience:g} s")
-            piece = stream.read(limit + 1 - len(content))
-            if not piece:
-                break
-            content += piece
-        return bytes(content)
-
-
 def read_toml(file: Path, *, patience: float = 0.0) -> dict[str, Any]:
     """A file of settings, at most `MAX_SETTINGS` bytes; `ConfigError` if it cannot be read."""
     try:
-        content = read_small(file, MAX_SETTINGS, patience=patience)
+        content = read_bounded(file, MAX_SETTINGS, patience=patience)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     if len(content) > MAX_SETTINGS:

@@ -21,8 +21,8 @@ import structlog
 from cryptography import x509
 
 from confcom.errors import ConfigError
+from confcom.input_file import read_bounded
 from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
-from confcom.services.runtime.process import read_small
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
@@ -224,7 +224,7 @@ class IssuedCertificate(OwnCertificate):
 
     def _read(self) -> Authority | None:
         try:
-            certificate, key = (read_small(self._folder / name, MAX_PEM) for name in (CERTIFICATE, KEY))
+            certificate, key = (read_bounded(self._folder / name, MAX_PEM, patience=0) for name in (CERTIFICATE, KEY))
         except OSError:
             return None
         return Authority.parse(certificate, key)
@@ -242,7 +242,7 @@ def _middle(pair: Pair) -> datetime:
 def read_authorities(path: Path, what: str) -> bytes:
     """A PEM file of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is."""
     try:
-        content = read_small(path, MAX_PEM_FILE)
+        content = read_bounded(path, MAX_PEM_FILE, patience=0)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}", advice="Name its PEM file.") from error
     if len(content) > MAX_PEM_FILE:

@@ -1,4 +1,4 @@
-"""What commands print, and the files that they write. Every write is checked."""
+"""What commands read and print: bounded reads of files and peers, checked writes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.errors import ConfcomError, ConfigError, OutputError
+from confcom.errors import ConfcomError, ConfigError, FormatError, OutputError, PlatformUnavailable
 
+if TYPE_CHECKING:
+    from confcom.pki.roots import TrustRoot, TrustRoots
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+MAX_HELD_DATA = 16 * 1024 * 1024
+"""Bytes of held data that are hashed."""
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for connection and TLS handshake together, whatever the server does."""
 WIDTH = 76
 """Characters per line of base64 on a terminal."""
 QUIET = "confcom.quiet"
@@ -133,3 +142,82 @@ def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -
         raise ConfigError(f"{path} exists already", advice="Name another file, or remove it first.") from error
     except OSError as error:
         raise OutputError(f"cannot write the {what} to {path}: {error.strerror}", advice="Check the path.") from error
+
+
+def read_input(path: Path, limit: int, what: str) -> bytes:
+    """Read a file, or standard input for `-`; never more than `limit` bytes."""
+    if str(path) == "-":
+        data = sys.stdin.buffer.read(limit + 1)
+    else:
+        from confcom.input_file import read_bounded
+
+        try:
+            data = read_bounded(path, limit)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the {what} file {path}: {error.strerror}", advice="Check the path and its permissions."
+            ) from error
+    if len(data) > limit:
+        raise ConfigError(f"the {what} file {path} is larger than {limit} bytes", advice="Name the right file.")
+    return data
+
+
+def read_peer_certificate(address: str) -> bytes:
+    """The DER of the certificate that a TLS server at HOST:PORT shows. Nothing is sent but the handshake.
+
+    It is not verified here: the evidence in it will be.
+    """
+    import asyncio
+    import ssl
+
+    from confcom.formats.arguments import parse_tcp_address
+
+    async def shown() -> bytes:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection(*place, ssl=context)
+        try:
+            der: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        finally:
+            writer.transport.abort()
+        return der
+
+    place = parse_tcp_address(address, least=1, advice="Write --connect server.example.org:8443.")
+    advice = "Check the address, and that the server speaks TLS there."
+    try:
+        return asyncio.run(asyncio.wait_for(shown(), HANDSHAKE_TIMEOUT))
+    except TimeoutError as error:
+        message = f"{address} did not finish a TLS handshake in {HANDSHAKE_TIMEOUT:g} s"
+        raise PlatformUnavailable(message, advice=advice) from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlatformUnavailable(f"no TLS connection to {address}: {reason}", advice=advice) from error
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Within the block, a `FormatError` names the input at fault, one of several."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(error.message, structure=place, field="", advice=error.advice()) from error
+
+
+def trust_roots(names: Iterable[str]) -> TrustRoots:
+    """The roots of `--trust-root`: files in PEM, the word `intel`, or Intel's root where none is named."""
+    from confcom.formats.text import without_bom
+    from confcom.pki.roots import TrustRoot, TrustRoots
+
+    roots: list[TrustRoot] = []
+    for name in names:
+        if name == "intel":
+            roots += TrustRoots.intel().roots
+            continue
+        data = without_bom(read_input(Path(name), MAX_ROOT, "root certificate"))
+        try:
+            roots.append(TrustRoot.from_pem(data))
+        except FormatError as error:
+            raise ConfigError(
+                f"--trust-root {name}: {error.message}", advice="Name a file with one root certificate in PEM."
+            ) from error
+    return TrustRoots(tuple(roots)) if roots else TrustRoots.intel()

@@ -1,15 +1,25 @@
-"""A deadline for a whole HTTP exchange: the HTTP library's timeouts are for single reads, and a server can drip."""
+"""What the HTTP clients share: a deadline for a whole exchange, and TLS with authorities from a file.
+
+The HTTP library's timeouts are for single reads, and a server can drip.
+"""
 
 from __future__ import annotations
 
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
+from confcom.errors import ConfigError
+from confcom.input_file import read_bounded
+
 T = TypeVar("T")
+MAX_AUTHORITIES = 4 << 20
+"""Bytes of a file of CA certificates; those of systems have a quarter of a megabyte."""
 ENDING = 1.0
 """Seconds for the thread of an exchange to end after its connection was shut down."""
 
@@ -54,3 +64,23 @@ def within(seconds: float, ask: Callable[[dict[str, Any]], T]) -> T:
     if failure is not None:
         raise failure
     return found  # type: ignore[return-value]
+
+
+def verifying_context(ca: Path | None) -> ssl.SSLContext:
+    """TLS that verifies servers by the authorities in a PEM file; without a file, by those of the system.
+
+    A file that cannot be used is a `ConfigError`.
+    """
+    if ca is None:
+        return ssl.create_default_context()
+    try:
+        pem = read_bounded(ca, MAX_AUTHORITIES)
+        if not pem or len(pem) > MAX_AUTHORITIES:
+            raise ValueError(f"expected 1 to {MAX_AUTHORITIES} bytes of PEM")
+        # Bundles have comments between certificates, in any language.
+        return ssl.create_default_context(cadata=pem.decode("ascii", "ignore"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the file of CA certificates {ca} cannot be used: {getattr(error, 'strerror', None) or error}",
+            advice="Name a PEM file with the CA that issued the service's certificate.",
+        ) from error

@@ -1,0 +1,115 @@
+"""Every option that names a file takes a pipe, and gives up one that no process writes, with the file's name."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from confcom import input_file
+from confcom.cli.root import run
+from confcom.errors import ExitCode
+from signed_enclaves import enclave_file, sigstruct
+
+AT = "2026-03-01T12:00:00Z"
+LINES = (
+    "verify PIPE",
+    "verify --certificate PIPE --isv-prod-id 1 --mr-signer " + "00" * 32,
+    "verify FILE --policy PIPE",
+    "verify FILE --held-data PIPE",
+    "verify FILE --pck-chain PIPE",
+    "verify FILE --trust-root PIPE",
+    "verify QUOTE --collateral PIPE",
+    "verify QUOTE --collateral https://127.0.0.1:1 --collateral-ca PIPE",
+    "inspect PIPE",
+    "policy from PIPE",
+    "policy lint PIPE",
+    "policy try PIPE FILE",
+    "policy try FILE PIPE",
+    "quote --held-data PIPE",
+    "quote --report-data 00 --machine PIPE",
+    "quote --report-data 00 --machine MACHINE --enclave PIPE",
+    "check-pods PIPE",
+    "collateral import --store STORE PIPE",
+    "collateral fetch --store STORE --quote PIPE",
+    "collateral fetch --store STORE --fmspc 000000000000 --source https://127.0.0.1:1 --collateral-ca PIPE",
+    "collateral fetch --store STORE --fmspc 000000000000 --source PIPE",
+    "collateral status --store PIPE",
+    "collateral serve --config PIPE",
+    "collateral serve --store STORE --listen 127.0.0.1:0 --tls-certificate PIPE --tls-key FILE",
+    "collateral serve --store STORE --insecure-http --listen 127.0.0.1:0 --upstream-key-file PIPE",
+    "token verify PIPE --keys FILE --issuer https://issuer.example",
+    "token verify FILE --keys PIPE --issuer https://issuer.example",
+    "simulate collateral PIPE -o OUT",
+    "simulate machine -o OUT --world PIPE --name node",
+    "addon manifests --platform simulated --simulated-world PIPE",
+    "quote-helper --platform simulated --socket OUT --machine PIPE",
+)
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    names = {name: str(tmp_path / name.lower()) for name in ("PIPE", "FILE", "QUOTE", "MACHINE", "STORE", "OUT")}
+    os.mkfifo(names["PIPE"])
+    Path(names["FILE"]).write_bytes(b"version= 1.0;\nauthorizationrules\n{\n=> permit();\n};\nissuancerules\n{\n};\n")
+    assert run(["simulate", "machine", "-o", names["MACHINE"], "--at", AT]) == ExitCode.OK
+    words = ["--machine", names["MACHINE"], "--report-data", "00", "-o", names["QUOTE"]]
+    assert run(["quote", *words]) == ExitCode.OK
+    return names
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_pipe_that_no_process_writes_is_given_up(
+    line: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(input_file, "PATIENCE", 0.1)
+    capsys.readouterr()
+    code = run([places.get(word, word) for word in line.split()])
+    said = "".join(capsys.readouterr())
+    assert code not in (ExitCode.OK, ExitCode.UNEXPECTED), said
+    assert places["PIPE"] in said
+    assert "Traceback" not in said
+
+
+def piped(path: Path, content: bytes) -> threading.Thread:
+    os.mkfifo(path)
+    thread = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_policy_comes_from_an_image_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    enclave, layer, image, pipe = (tmp_path / name for name in ("app.signed.so", "layer.tar", "image.tar", "pipe"))
+    enclave.write_bytes(enclave_file(sigstruct("app")))
+    with tarfile.open(layer, "w") as archive:
+        archive.add(enclave, "opt/app.signed.so")
+    (tmp_path / "manifest.json").write_text('[{"Layers": ["layer.tar"]}]')
+    with tarfile.open(image, "w") as archive:
+        archive.add(layer, "layer.tar")
+        archive.add(tmp_path / "manifest.json", "manifest.json")
+    assert run(["policy", "from", str(image)]) == ExitCode.OK
+    expected = capsys.readouterr().out
+
+    piped(pipe, image.read_bytes())
+    assert run(["policy", "from", str(pipe)]) == ExitCode.OK
+    assert capsys.readouterr().out == expected
+
+
+def test_an_archive_is_imported_from_a_pipe(
+    tmp_path: Path, places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, archive, copy, pipe = (tmp_path / name for name in ("collateral", "archive", "copy.sqlite", "arriving"))
+    assert run(["simulate", "collateral", places["MACHINE"], "-o", str(folder)]) == ExitCode.OK
+    root = ["--trust-root", str(folder / "root_ca.pem")]
+    assert run(["collateral", "import", str(folder), "--store", places["STORE"], *root]) == ExitCode.OK
+    assert run(["collateral", "export", "-o", str(archive), "--store", places["STORE"], *root]) == ExitCode.OK
+    capsys.readouterr()
+
+    piped(pipe, archive.read_bytes())
+    assert run(["collateral", "import", str(pipe), "--store", str(copy), *root]) == ExitCode.OK
+    assert "documents verified" in capsys.readouterr().out
