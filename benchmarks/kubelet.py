@@ -30,7 +30,7 @@ from benchmarks.measure import Row, show
 from benchmarks.simulated import simulated_world
 from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT
 from confcom.protocols.dra_objects import API_VERSION, EPC_CLASS, device_class
-from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT
+from confcom.services.device_plugin.epc_in_api import CHECKPOINT
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE = "sgx.intel.com/enclave"

@@ -59,7 +59,7 @@ from confcom.protocols.epc import parse_pod
 from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse
 from confcom.protocols.pcs import PckCertRequest
 from confcom.services.collateral.refresh import needs_in
-from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT, remembered
+from confcom.services.device_plugin.epc_in_api import CHECKPOINT, remembered
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.webhook_http import review
 from confcom.simulator.collateral_upstream import SimulatedUpstream

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from confcom.devices.sgx_node import MIB, EpcSection, plan_pool, prefer_one_node
 from confcom.errors import FormatError
 from confcom.protocols.epc import NodeStatus, parse_quantity
-from confcom.services.device_plugin.epc_in_node_status import EpcAmount
+from confcom.services.device_plugin.epc_in_api import EpcAmount
 
 nodes = st.one_of(st.none(), st.integers(0, 80))
 found_epc = st.lists(st.builds(EpcSection, nodes, st.integers(0, 300 * MIB)), max_size=6)

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.cluster.certificate_requests import MAX_PENDING, CertificateRequests, PendingRequests
@@ -41,16 +41,22 @@ from confcom.protocols.certificate_requests import (
 )
 from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
 from confcom.services.runtime.allowances import Allowance
-from confcom.services.runtime.certificates import CA_KEY, CertificateKeeper, CertificateMetrics, RotationPolicy
-from confcom.services.runtime.http_server import Page
+from confcom.services.runtime.certificates import (
+    CA_KEY,
+    CONFLICT,
+    CertificateKeeper,
+    CertificateMetrics,
+    RotationPolicy,
+)
 from confcom.services.runtime.process import WorkerThreads, repeat, run_until
 from confcom.services.runtime.status_page import (
-    Reading,
+    Metrics,
     StatusPage,
     alive,
     component_registry,
     metrics_of,
     parse_address,
+    readiness,
 )
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -136,7 +142,6 @@ RETRY_MAX = 30.0
 WAIT = 5.0
 """Seconds before a request is looked at again that could not be decided, such as without collateral."""
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-CONFLICT = 409
 
 
 async def serve(
@@ -155,25 +160,17 @@ async def serve(
     await _Signer(config, roots, clock, registry or component_registry("certificate-signer")).run(stop, started)
 
 
-class SignerMetrics:
-    """Metrics of the signer, in `registry`. `docs/reference/certificate-signer.md` explains each."""
+class SignerMetrics(Metrics):
+    """Metrics of the signer. `docs/reference/certificate-signer.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.decisions = Counter(
-            f"{PREFIX}_decisions", "Requests that were decided: signed, approved, nonce, denied, or left waiting.",
-            ["outcome", "reason"], registry=registry,
-        )  # fmt: skip
+        super().__init__(registry, PREFIX)
+        decided = "Requests that were decided: signed, approved, nonce, denied, or left waiting."
+        self.decisions = self.counter("decisions", decided, "outcome", "reason")
         for reason in ("EvidenceRefused", "PolicyUnusable"):  # beforehand, so that the first is an increase
             self.decisions.labels("denied", reason)
-        self.seconds = Histogram(
-            f"{PREFIX}_decision_seconds", "What a decision took, without writing it.", buckets=BUCKETS,
-            registry=registry,
-        )  # fmt: skip
-        self.failures = Counter(
-            f"{PREFIX}_cluster_failures", "Times that the Kubernetes API did not do as asked.", ["what"],
-            registry=registry,
-        )  # fmt: skip
+        self.durations = self.seconds("decision_seconds", "What a decision took, without writing it.", BUCKETS)
+        self.failures = self.counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
 
 
 class AuthorityKeeper(CertificateKeeper):
@@ -224,7 +221,7 @@ class _Signer:
         self._instance = socket.gethostname()
         self._again: set[str] = set()
         """Names of requests that were counted and are looked at again."""
-        registry.register(Reading(f"{PREFIX}_pending", "Requests without a decision.", self._count))
+        self._metrics.reading("pending", "Requests without a decision.", self._count)
 
     def _count(self) -> float | None:
         return float(len(self._pending)) if self._pending.known else None
@@ -244,10 +241,9 @@ class _Signer:
         self._keeper = AuthorityKeeper(
             objects, config.rotation(self._common_name), shared, service="certificate_signer", clock=self._clock
         )
-        expiry = Reading(f"{PREFIX}_ca_expiry_timestamp_seconds", "When the CA expires.", self._keeper.expiry)
-        self._metrics.registry.register(expiry)
+        self._metrics.reading("ca_expiry_timestamp_seconds", "When the CA expires.", self._keeper.expiry)
         text = "1 while there is a published CA and the requests are followed."
-        self._metrics.registry.register(Reading(f"{PREFIX}_ready", text, lambda: float(not self._not_ready())))
+        self._metrics.reading("ready", text, lambda: float(not self._not_ready()))
         clients = [CertificateRequests(config.kubeconfig, MANAGER) for _ in range(config.threads)]
         actors = [
             self._keeper.run(config.ca_look_every),
@@ -258,7 +254,11 @@ class _Signer:
             *(self._work(client, started if client is clients[0] else None) for client in clients),
         ]
         if config.http:
-            pages = {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
+            pages = {
+                "/healthz": alive,
+                "/readyz": readiness(self._not_ready),
+                "/metrics": metrics_of(self._metrics.registry),
+            }
             actors.append(StatusPage(config.http, pages).run())
         try:
             await run_until(stop, *actors)
@@ -270,10 +270,6 @@ class _Signer:
 
     def _not_ready(self) -> str:
         return self._keeper.not_ready or ("" if self._pending.known else "the requests have not been read yet")
-
-    async def _readyz(self) -> Page:
-        reason = self._not_ready()
-        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
     def _failed(self, error: ConfcomError) -> None:
         if isinstance(error, ConfigError) and not self._pending.known:
@@ -334,14 +330,14 @@ class _Signer:
             )
             grant = await self._threads.run(decide)
         except Denial as denial:
-            self._metrics.seconds.observe(time.perf_counter() - begun)
+            self._metrics.durations.observe(time.perf_counter() - begun)
             await self._deny(client, request, document, denial)
             return True
         except CollateralError as error:
             self._metrics.decisions.labels("waits", error.code).inc()
             self._record(request, "waits", error.code, {"why": error.message})
             return False
-        self._metrics.seconds.observe(time.perf_counter() - begun)
+        self._metrics.durations.observe(time.perf_counter() - begun)
         await self._issue(client, request, document, grant)
         return True
 

@@ -1,4 +1,4 @@
-"""EPC by dynamic resource allocation, as parts of the device plugin: claims at the kubelet, devices in the API.
+"""EPC by dynamic resource allocation: prepares claims for the kubelet. `epc_in_api` publishes the devices.
 
 A claim that is ready is a CDI file, which the container runtime reads and which outlives this process. Each call reads
 the claim again and writes the same file, so that it may be repeated; letting go of a claim without a file succeeds.
@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from confcom.devices.resources import CdiFolder, DraDevices, EpcUnits
-from confcom.devices.sgx_node import SgxNode, numa_node_of
-from confcom.errors import ConfcomError, PlatformUnavailable, RemoteProtocolError
+from confcom.devices.resources import CdiFolder, DraDevices
+from confcom.devices.sgx_node import SgxNode
+from confcom.errors import ConfcomError, RemoteProtocolError
 from confcom.protocols import kubelet_dra as dra
-from confcom.protocols.dra_objects import (
-    DRIVER,
-    SharedDevice,
-    allocated_devices,
-    lost_sharing,
-    resource_slice,
-    slice_devices,
-    slice_generation,
-    slice_name,
-)
+from confcom.protocols.dra_objects import DRIVER, allocated_devices
 from confcom.protocols.kubelet import PluginInfo
-from confcom.services.device_plugin.grpc import Handlers, held_devices
+from confcom.services.device_plugin.grpc import Handlers
 from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
-    from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices
+    from confcom.cluster.resource_slices import KubeResourceClaims
 
 CDI_KIND = f"{DRIVER}/claim"
 CDI_PREFIX = f"{DRIVER}-claim"
@@ -173,121 +161,3 @@ class ClaimServer:
     def _report(self, name: str, claim: dra.Claim, *, warning: bool = False, **fields: object) -> None:
         held = {"claim": f"{claim.namespace}/{claim.name}", "uid": claim.uid, "prepared": len(self._prepared)}
         self._observe(PluginEvent(name, DRIVER, held | fields, warning))
-
-
-_Found = Mapping[str, Mapping[str, Any]]
-
-
-class DevicesInApi:
-    """A Part: the node's ResourceSlice, with its devices less what pods of another publisher still hold.
-
-    The kubelet deletes the slice when it starts, so it is watched and repaired. A slice whose devices cannot be shared
-    would give a whole NUMA node to the first claim: an API server that drops what allows sharing (before 1.36, or with
-    DRAConsumableCapacity off) therefore gets no slice at all, and the log says why.
-
-    The kubelet says which devices of 1 MiB pods hold, but not how much EPC in the node's status they have: as long as
-    there are such pods, known by their enclave device, no EPC is offered. Nor is any before the kubelet answers.
-    """
-
-    def __init__(
-        self,
-        devices: DraDevices,
-        units: EpcUnits,
-        node: SgxNode,
-        slices: KubeResourceSlices,
-        config: DevicePluginConfig,
-        observe: Observer,
-    ) -> None:
-        self.name = "resource slice"
-        self._devices = devices
-        self._units = units
-        self._node = node
-        self._slices = slices
-        self._config = config
-        self._observe = observe
-        self._generation = 0
-        self._held: Mapping[int | None, int] = {}
-        self._held_back = "the kubelet has not said yet who holds EPC"
-        self._wanted = self._offered()
-        self._reconciler: Reconciler[_Found] = Reconciler(
-            slices.watch, self._repair, self._failed, settle=config.publish_interval
-        )
-
-    @property
-    def unhealthy_reason(self) -> str:
-        """That the API does not show the devices, or that none can be offered yet."""
-        return self._reconciler.unhealthy_reason or self._held_back
-
-    async def run(self) -> None:
-        """Watch, and repair."""
-        await asyncio.gather(self._reconciler.run(), self._watch_kubelet())
-
-    def update(self, node: SgxNode) -> None:
-        """Offer what there is now."""
-        self._node = node
-        self._update()
-
-    def _update(self) -> None:
-        if (offered := self._offered()) != self._wanted:
-            self._wanted = offered
-            self._reconciler.wake()
-
-    def _offered(self) -> tuple[SharedDevice, ...]:
-        pool = self._units.pool(self._node)
-        held = {one.numa_node: one.units for one in pool.sections} if self._held_back else self._held
-        return self._devices.offered(pool.without(held), self._node)
-
-    async def _repair(self, found: _Found) -> bool:
-        """One slice with the wanted devices, and no other slice of this driver on this node."""
-        name = slice_name(self._config.node_name)
-        others = [other for other in found if other != name]
-        for other in others:
-            await self._slices.delete(other)
-        present = found.get(name)
-        self._generation = max([self._generation, *map(slice_generation, found.values())])
-        wanted = resource_slice(self._config.node_name, self._wanted, generation=self._generation)
-        if present is not None and slice_devices(present) == slice_devices(wanted):
-            return bool(others)
-        await self._write(name, present)
-        return True
-
-    async def _write(self, name: str, present: Mapping[str, Any] | None) -> None:
-        self._generation += 1
-        owner = await self._slices.owner()
-        wanted = resource_slice(self._config.node_name, self._wanted, generation=self._generation, owner=owner)
-        written = await self._slices.write(wanted, present)
-        if lost_sharing(written):
-            await self._slices.delete(name)
-            raise PlatformUnavailable(
-                "the API server does not know devices that claims share, so a claim would get a whole NUMA node",
-                retryable=True,
-                advice="Kubernetes 1.36 or later has the feature (DRAConsumableCapacity); or choose another publisher.",
-            )
-        fields = {"outcome": "published", "devices": len(self._wanted), "generation": self._generation}
-        self._observe(PluginEvent("epc.published", DRIVER, fields))
-
-    def _failed(self, reason: str) -> None:
-        fields = {"outcome": "failed", "reason": reason}
-        self._observe(PluginEvent("epc.published", DRIVER, fields, warning=True))
-
-    async def _watch_kubelet(self) -> None:
-        """Until nothing is held any more: new pods cannot get EPC but by claims."""
-        while self._held or self._held_back:
-            before = self._held, self._held_back
-            await self._look()
-            if (self._held, self._held_back) != before:
-                fields = {"reason": self._held_back, "units": sum(self._held.values())}
-                self._observe(PluginEvent("epc.held_back", DRIVER, fields, warning=bool(self._held_back)))
-                self._update()
-            await asyncio.sleep(self._config.health_interval)
-
-    async def _look(self) -> None:
-        config = self._config
-        try:
-            units, enclaves = await held_devices(config, config.resource, config.enclave_resource)
-        except ConfcomError as error:
-            self._held_back = f"the kubelet does not say who holds EPC: {error.message}"
-            return
-        others = len(enclaves.keys() - units.keys())
-        self._held = Counter(numa_node_of(unit) for ids in units.values() for unit in ids)
-        self._held_back = f"{others} containers hold EPC of the node's status, until they end" if others else ""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -25,6 +24,7 @@ from confcom.protocols import kubelet as k
 from confcom.services.device_plugin.grpc import GrpcSocket, Handlers, call
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
+from confcom.services.runtime.process import wait_for
 
 KUBELET_SOCKET = "kubelet.sock"
 _Fingerprint: TypeAlias = tuple[int, int, int]
@@ -56,9 +56,7 @@ class KubeletStreams:
             while not self._closing:
                 wake = self._wake
                 yield message()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(again):
-                        await wake.wait()
+                await wait_for(wake, again)
         finally:
             self.open -= 1
             self.changed.set()
@@ -173,12 +171,8 @@ class Registration:
 
     async def _stream_change(self) -> None:
         """Until a stream opens or ends, or it is time to look again."""
-        try:
-            async with asyncio.timeout(self._config.watch_interval):
-                await self._server.streams.changed.wait()
-            self._server.streams.changed.clear()
-        except TimeoutError:
-            return
+        await wait_for(self._server.streams.changed, self._config.watch_interval)
+        self._server.streams.changed.clear()
 
     def _next_retry(self) -> float:
         seconds, self._retry = self._retry, min(self._retry * 2, self._config.retry_max)

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import msgspec
 import structlog
@@ -35,14 +35,19 @@ from confcom.devices.resources import (
 from confcom.devices.sgx_node import EpcPool, PublisherChoice, SgxNode, choose_publisher, find_cpu_flags, find_sgx
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
-from confcom.services.device_plugin.dra import CDI_PREFIX, ClaimServer, DevicesInApi
-from confcom.services.device_plugin.epc_in_node_status import EpcInNodeStatus
+from confcom.services.device_plugin.dra import CDI_PREFIX, ClaimServer
+from confcom.services.device_plugin.epc_in_api import DevicesInApi, EpcInNodeStatus, InApi
 from confcom.services.device_plugin.grpc import held_devices
-from confcom.services.device_plugin.kubelet_plugin import RegistryRegistration, ResourceServer, SocketRegistration
+from confcom.services.device_plugin.kubelet_plugin import (
+    Registration,
+    RegistryRegistration,
+    ResourceServer,
+    SocketRegistration,
+)
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import DevicePluginMetrics, Observer, PluginEvent, log_event
 from confcom.services.runtime.http_server import Page
-from confcom.services.runtime.process import background, run_until
+from confcom.services.runtime.process import background, run_until, wait_for
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, component_registry, metrics_of
 
 SETTLE = 2.0
@@ -50,42 +55,8 @@ SETTLE = 2.0
 of the plugin that has registered by then as unhealthy, and leaves them so."""
 
 
-class Part(Protocol):
-    """One thing that the plugin publishes."""
-
-    @property
-    def name(self) -> str:
-        """What it is, for the status page."""
-
-    @property
-    def unhealthy_reason(self) -> str:
-        """Why the cluster cannot rely on it now, as a clause; empty when all is well."""
-
-    async def run(self) -> None:
-        """Publish until cancelled."""
-
-    def update(self, node: SgxNode) -> None:
-        """Publish what there is of SGX now."""
-
-
-class Announcer:
-    """Calls `started` once, when every one of its callbacks has been called."""
-
-    def __init__(self, started: Callable[[], None]) -> None:
-        self._waiting: set[str] = set()
-        self._started = started
-
-    def wait_for(self, name: str) -> Callable[[], None]:
-        """A callback for one more thing; take all of them before the first is called."""
-        self._waiting.add(name)
-
-        def ready() -> None:
-            if name in self._waiting:
-                self._waiting.remove(name)
-                if not self._waiting:
-                    self._started()
-
-        return ready
+Part: TypeAlias = Registration | InApi[Any, Any]
+"""One thing that the plugin publishes."""
 
 
 class PluginPages:
@@ -205,7 +176,8 @@ class DevicePlugin:
             prefers=len(node.epc.sections) > 1,
         )
         self.choice = self._choose(self._units.pool(node))
-        self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
+        self._started = started
+        self._unregistered: set[str] = set()
         self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
         if self.choice.name != "devices":
             self.parts += self._in_api()
@@ -264,7 +236,7 @@ class DevicePlugin:
         return found
 
     def _part(self, resource: DeviceResource) -> Part:
-        ready = self._announcer.wait_for(resource.name)
+        ready = self._registered(resource.name)
         guard = partial(self._check_holder, resource.name) if resource.guarded else None
         server = ResourceServer(resource, self._node, self._observe, guard)
         if self._config.registration == "registry":
@@ -294,10 +266,22 @@ class DevicePlugin:
         server = ClaimServer(config.node_name, devices, names, node, claims, folder, observe)
         slices = KubeResourceSlices(config.node_name, DRIVER, kubeconfig=config.kubeconfig)
         return [
-            RegistryRegistration(server, config, observe, self._announcer.wait_for(DRIVER)),
+            RegistryRegistration(server, config, observe, self._registered(DRIVER)),
             DevicesInApi(devices, self._units, node, slices, config, observe),
             status,
         ]
+
+    def _registered(self, name: str) -> Callable[[], None]:
+        """A callback for when the kubelet has taken a part. After the last of them `started` is called, once."""
+        self._unregistered.add(name)
+
+        def ready() -> None:
+            self._unregistered.discard(name)
+            if not self._unregistered and self._started is not None:
+                started, self._started = self._started, None
+                started(self.summary())
+
+        return ready
 
     async def _check_holder(self, resource: str, ids: Sequence[str]) -> str:
         config = self._config
@@ -343,9 +327,7 @@ async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event
         if reason != logged:
             structlog.get_logger().info("sgx.absent", reason=reason)
             pages.absent = logged = reason
-        with suppress(TimeoutError):
-            async with asyncio.timeout(config.health_interval):
-                await stop.wait()
+        await wait_for(stop, config.health_interval)
     return None
 
 
@@ -370,9 +352,7 @@ async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterato
                 if not waited:
                     structlog.get_logger().info("plugin.waits", reason="another device plugin serves this kubelet")
                 waited = True
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(config.watch_interval):
-                        await stop.wait()
+                await wait_for(stop, config.watch_interval)
                 continue
             if waited:
                 await asyncio.sleep(SETTLE)

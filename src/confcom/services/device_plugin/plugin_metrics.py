@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
+
+from confcom.services.runtime.status_page import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +36,12 @@ PREFIX = "confcom_device_plugin"
 _CLAIM_OUTCOMES = {"prepare": ("prepared", "failed"), "unprepare": ("unprepared", "unknown", "failed")}
 
 
-class DevicePluginMetrics:
+class DevicePluginMetrics(Metrics):
     """Everything that the plugin counts. `docs/reference/device-plugin.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"{PREFIX}_{name}", text, labels, registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
-
+        super().__init__(registry, PREFIX)
+        gauge, counter = self.gauge, self.counter
         self._true = gauge("epc_mib", "MiB of EPC that the node has.", "numa_node")
         self._requestable = gauge("epc_requestable_mib", "MiB of EPC that may be requested: less the reserve, times "
                                   "the overcommit ratio.")  # fmt: skip

@@ -7,11 +7,11 @@ Figures that are too old are left out here, because HPA ignores timestamps.
 from __future__ import annotations
 
 import functools
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from confcom.errors import FormatError
 from confcom.protocols.custom_metrics import ALL, RESOURCES, MetricRequest, ScaledPod, Value
@@ -34,38 +34,10 @@ MAX_NAMED = 3
 """Nodes that a message names."""
 
 
-@dataclass(slots=True)
-class PodUse:
-    """What an exporter says of a pod: bytes, processes, and seconds. None: it says nothing of the kind."""
-
-    requested: float = 0
-    mapped: float = 0
-    in_use: float | None = None
-    processes: float = 0
-    over: float = 0
-
-    @property
-    def used(self) -> float:
-        """Bytes in EPC where the kernel counts them, else those mapped."""
-        return self.mapped if self.in_use is None else self.in_use
-
-    def add(self, name: str, value: float) -> None:
-        """Add a container's sample; seconds over the limit are those of the container that is over for longest."""
-        match name:
-            case "requested_bytes":
-                self.requested += value
-            case "mapped_bytes":
-                self.mapped += value
-            case "in_use_bytes":
-                self.in_use = (self.in_use or 0) + value
-            case "processes":
-                self.processes += value
-            case "over_limit_seconds":
-                self.over = max(self.over, value)
-
-
-_USES = tuple(f"{EPC}{name}" for name in ("requested_bytes", "mapped_bytes", "in_use_bytes", "processes",
-                                          "over_limit_seconds"))  # fmt: skip
+PodUse: TypeAlias = Mapping[str, float]
+"""What an exporter says of a pod, by the ends of metrics' names: bytes, processes, seconds. 0: nothing of the kind."""
+_OVER = "over_limit_seconds"
+_USES = tuple(f"{EPC}{name}" for name in ("requested_bytes", "mapped_bytes", "in_use_bytes", "processes", _OVER))
 
 
 class EpcPage(NamedTuple):
@@ -78,7 +50,7 @@ class EpcPage(NamedTuple):
 def parse_epc_page(text: str) -> EpcPage:
     """Read the page; `FormatError` for one without the age of its figures."""
     age: float | None = None
-    pods: dict[tuple[str, str], PodUse] = {}
+    pods: dict[tuple[str, str], defaultdict[str, float]] = {}
     for sample in _samples(text, (AGE, *_USES)):
         if sample.name == AGE:
             age = sample.value
@@ -86,8 +58,10 @@ def parse_epc_page(text: str) -> EpcPage:
         place = (sample.labels.get("namespace", ""), sample.labels.get("pod", ""))
         if place not in pods:
             _check_count(pods)
-            pods[place] = PodUse()
-        pods[place].add(sample.name.removeprefix(EPC), sample.value)
+            pods[place] = defaultdict(float)
+        use, name = pods[place], sample.name.removeprefix(EPC)
+        # Seconds over the limit are those of the container that is over for longest.
+        use[name] = max(use[name], sample.value) if name == _OVER else use[name] + sample.value
     if age is None:
         raise FormatError("does not say how old its figures are", structure="metrics", field=AGE)
     return EpcPage(age, pods)
@@ -133,6 +107,11 @@ class Exporter:
     epc: EpcPage | None = None
     quotes: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
 
+    @property
+    def title(self) -> str:
+        """Its name in the log."""
+        return f"{self.component} of node {self.node}"
+
     def age(self, now: float) -> float | None:
         """Seconds since its figures were taken; None if there are none."""
         if self.read is None:
@@ -169,18 +148,23 @@ class Refused(Exception):
         self.message = message
 
 
+def _used(use: PodUse) -> float:
+    """Bytes in EPC where the kernel counts them, else those mapped."""
+    return use["in_use_bytes"] if "in_use_bytes" in use else use["mapped_bytes"]
+
+
 def _ratio(uses: list[PodUse]) -> float | None:
     """Of those that request EPC: a pod without a request has no ratio."""
-    asked = [use for use in uses if use.requested]
-    return sum(use.used for use in asked) / sum(use.requested for use in asked) if asked else None
+    asked = [use for use in uses if use["requested_bytes"]]
+    return sum(map(_used, asked)) / sum(use["requested_bytes"] for use in asked) if asked else None
 
 
 QUOTE_RATE = "sgx_quotes_per_second"
 _EPC_METRICS: Mapping[str, Callable[[list[PodUse]], float | None]] = {
-    "sgx_epc_used_bytes": lambda uses: sum(use.used for use in uses),
+    "sgx_epc_used_bytes": lambda uses: sum(map(_used, uses)),
     "sgx_epc_used_ratio": _ratio,
-    "sgx_enclave_processes": lambda uses: sum(use.processes for use in uses),
-    "sgx_epc_over_limit_seconds": lambda uses: max(use.over for use in uses),
+    "sgx_enclave_processes": lambda uses: sum(use["processes"] for use in uses),
+    "sgx_epc_over_limit_seconds": lambda uses: max(use[_OVER] for use in uses),
 }
 """The value of one pod, or of several, by the metric's name."""
 METRICS = (*_EPC_METRICS, QUOTE_RATE)
@@ -284,7 +268,7 @@ def _value(request: MetricRequest, name: str, found: list[_Found], stamp: Callab
     taken = stamp(found[0].age if len(found) == 1 else max(one.age for one in found))
     if request.metric == QUOTE_RATE:
         return Value(name, sum(one.what for one in found if isinstance(one.what, float)), taken, int(WINDOW))
-    value = _EPC_METRICS[request.metric]([one.what for one in found if isinstance(one.what, PodUse)])
+    value = _EPC_METRICS[request.metric]([one.what for one in found if isinstance(one.what, Mapping)])
     return None if value is None else Value(name, value, taken)
 
 

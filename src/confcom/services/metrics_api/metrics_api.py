@@ -196,6 +196,7 @@ class _MetricsApi:
 
 COMPONENT = "app.kubernetes.io/component"
 PART_OF = ("app.kubernetes.io/part-of", "confcom")
+_ALL = "exporters"
 AT_ONCE = 256
 """Exporters that are asked at a time; many, so that nodes that do not answer delay the others little."""
 
@@ -244,10 +245,12 @@ class Exporters:
         except ConfcomError as error:
             for exporter in self._known.values():
                 exporter.failure = error.message
-            self._note("exporters", error.message)
+            self._note(_ALL, error.message)
         else:
             await asyncio.gather(*(self._ask(client, one, places) for one in self._known.values()))
         self._publish()
+        names = {one.title for one in self._known.values()} | {_ALL}
+        self._logged = {what: reason for what, reason in self._logged.items() if what in names}
         self.asked = True
 
     def _found(self) -> Iterable[tuple[tuple[str, str], Exporter]]:
@@ -289,7 +292,7 @@ class Exporters:
             except FormatError as error:
                 reason = error.message
         exporter.failure = reason
-        self._note(f"{exporter.component} of node {exporter.node}", reason)
+        self._note(exporter.title, reason)
 
     async def _take(self, exporter: Exporter, page: str) -> None:
         # Read in a thread, because a page may be large; one at a time, because threads of Python would together keep

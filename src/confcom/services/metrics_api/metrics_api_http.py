@@ -11,14 +11,14 @@ from collections.abc import Callable
 from datetime import datetime
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
 from confcom.errors import FormatError
 from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import FrontProxy
 from confcom.services.metrics_api.figures import METRICS, Figures, Refused
 from confcom.services.runtime.http_server import JSON, Message, Page, Receive, Send
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import Metrics
 from confcom.services.runtime.tls import IssuedCertificate
 
 PREFIX = "confcom_metrics_api"
@@ -26,32 +26,23 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Seconds; 5,000 pods take some 30 ms."""
 
 
-class MetricsApiMetrics:
-    """Metrics of the metrics API, in `registry`. `docs/reference/metrics-api.md` explains each."""
+class MetricsApiMetrics(Metrics):
+    """Metrics of the metrics API. `docs/reference/metrics-api.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.requests = Counter(f"{PREFIX}_requests", "Requests, by HTTP status.", ["code"], registry=registry)
-        self.seconds = Histogram(
-            f"{PREFIX}_request_seconds", "What an answer took.", buckets=BUCKETS, registry=registry
-        )
-        self.exporters = Gauge(
-            f"{PREFIX}_exporters", "Exporters in the cluster, by whether they answered the last time.",
-            ["component", "answered"], registry=registry,
-        )  # fmt: skip
-        self.oldest = Gauge(f"{PREFIX}_oldest_figures_seconds", "Age of the oldest figures.", registry=registry)
-        self.failures = Counter(
-            f"{PREFIX}_cluster_failures", "Times that the Kubernetes API did not do as asked.", ["what"],
-            registry=registry,
-        )  # fmt: skip
+        super().__init__(registry, PREFIX)
+        self.requests = self.counter("requests", "Requests, by HTTP status.", "code")
+        self.durations = self.seconds("request_seconds", "What an answer took.", BUCKETS)
+        answered = "Exporters in the cluster, by whether they answered the last time."
+        self.exporters = self.gauge("exporters", answered, "component", "answered")
+        self.oldest = self.gauge("oldest_figures_seconds", "Age of the oldest figures.")
+        self.failures = self.counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
 
     def show_certificate(self, certificate: IssuedCertificate) -> None:
         """Show the certificate that this replica issued for itself."""
-        for name, text, read in (
-            ("expiry_timestamp_seconds", "When the certificate in use expires.", certificate.expiry),
-            ("trusted", "1 while there is a usable CA.", lambda: not certificate.not_ready),
-        ):
-            self.registry.register(Reading(f"{PREFIX}_certificate_{name}", text, read))
+        expires = "When the certificate in use expires."
+        self.reading("certificate_expiry_timestamp_seconds", expires, certificate.expiry)
+        self.reading("certificate_trusted", "1 while there is a usable CA.", lambda: not certificate.not_ready)
 
 
 class MetricsApiApp:
@@ -75,7 +66,7 @@ class MetricsApiApp:
         except FormatError as error:
             status, body = 400, custom_metrics.failure(400, str(error))
         self._metrics.requests.labels(str(status)).inc()
-        self._metrics.seconds.observe(time.perf_counter() - begin)
+        self._metrics.durations.observe(time.perf_counter() - begin)
         await Page(status, body, JSON).send(send)
 
     def _answer(self, scope: Message) -> bytes:

@@ -20,12 +20,12 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.pki.serving_pair import Authority, Pair, ServingPair, make_serving_pair, service_names
-from confcom.services.runtime.status_page import Reading
+from confcom.pki.serving_pair import Authority, Pair, ServingPair, authorities_in, make_serving_pair, service_names
+from confcom.services.runtime.status_page import Metrics
 from confcom.services.runtime.tls import HeldTls, OwnCertificate, TlsFiles
 
 CA_KEY = "ca-certificates.crt"
@@ -33,7 +33,6 @@ CA_KEY = "ca-certificates.crt"
 MAX_TRUSTED = 8
 """Authorities that are published at a time; usually two at most."""
 EVER = datetime.min.replace(tzinfo=UTC)
-_END = b"-----END CERTIFICATE-----"
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DAY = 24 * 3600.0
 
@@ -107,30 +106,25 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return service_names(self.tls_service, self.tls_namespace, self.tls_hosts, setting="tls_hosts")
 
 
-class CertificateMetrics:
-    """What is shown of a TLS certificate; `prefix` begins the names."""
+class CertificateMetrics(Metrics):
+    """What is shown of a TLS certificate."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
-        self.events = Counter(
-            f"{prefix}_certificate_events",
-            "Of a certificate kept in a Secret: served, told (its CA published), failed (the Kubernetes API).",
-            ["event"],
-            registry=registry,
-        )
+        super().__init__(registry, prefix)
+        kinds = "Of a certificate kept in a Secret: served, told (its CA published), failed (the Kubernetes API)."
+        self.events = self.counter("certificate_events", kinds, "event")
         for event in ("served", "told", "failed"):  # beforehand, so that the first is an increase
             self.events.labels(event)
-        self._registry = registry
-        self._prefix = prefix
 
     def served_by(self, tls: HeldTls | None) -> None:
         """Show when the certificate in use expires; nothing without TLS."""
         if tls is not None:
-            name, text = f"{self._prefix}_certificate_expiry_timestamp_seconds", "When the certificate in use expires."
 
             def expiry() -> float | None:
                 return None if (expires := tls.expires) is None else expires.timestamp()
 
-            self._registry.register(Reading(name, text, expiry))
+            text = "When the certificate in use expires."
+            self.reading("certificate_expiry_timestamp_seconds", text, expiry)
 
 
 class Holding(NamedTuple):
@@ -145,11 +139,10 @@ class Holding(NamedTuple):
     @classmethod
     def parse(cls, data: Mapping[str, bytes], kind: type[Pair] = ServingPair) -> Holding:
         """Read the Secret's data; what is broken counts as missing."""
-        authorities = data.get("ca.crt", b"").split(_END)[:MAX_TRUSTED]
-        trusted = tuple(text.strip() + b"\n" + _END + b"\n" for text in authorities if text.strip())
+        trusted = authorities_in(data.get("ca.crt", b""))[:MAX_TRUSTED]
         current = kind.parse(data.get("tls.crt", b""), data.get("tls.key", b""))
         prepared = kind.parse(data.get("next.crt", b""), data.get("next.key", b""))
-        return cls(_normal(trusted), current, prepared, _time(data.get("tls.since", b"")))
+        return cls(trusted, current, prepared, _time(data.get("tls.since", b"")))
 
     def data(self) -> dict[str, bytes]:
         """The Secret's data."""
@@ -226,10 +219,6 @@ def _time(text: bytes) -> datetime:
     except ValueError:
         return EVER
     return found if found.tzinfo is not None else EVER
-
-
-def _normal(authorities: Sequence[bytes]) -> tuple[bytes, ...]:
-    return tuple(text[text.find(b"-----BEGIN") :] for text in authorities if b"-----BEGIN" in text)
 
 
 CONFLICT = 409

@@ -266,6 +266,13 @@ async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> 
         await asyncio.gather(*waits, return_exceptions=True)
 
 
+async def wait_for(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until the event is set, or for so many seconds; None: for as long as it takes."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 async def repeat(
     call: Callable[[], Coroutine[Any, Any, None]],
     failed: Callable[[ConfcomError], None],

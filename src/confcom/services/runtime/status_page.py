@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +15,9 @@ import structlog
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
     Info,
     disable_created_metrics,
     generate_latest,
@@ -80,6 +83,40 @@ class Reading(Collector):
     def collect(self) -> Iterator[Metric]:
         """Its sample, if there is one."""
         yield self._family(value=self._read())
+
+
+class Metrics:
+    """Metrics of a daemon, in `registry`; `prefix` and an underscore begin their names."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self.registry = registry
+        self._prefix = prefix
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """A counter."""
+        return Counter(f"{self._prefix}_{name}", text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        """A gauge that is set."""
+        return Gauge(f"{self._prefix}_{name}", text, labels, registry=self.registry)
+
+    def seconds(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        """A histogram of durations."""
+        return Histogram(f"{self._prefix}_{name}", text, buckets=buckets, registry=self.registry)
+
+    def reading(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
+        """A gauge or counter that is read at each scrape."""
+        self.registry.register(Reading(f"{self._prefix}_{name}", text, read, counter=counter))
+
+
+def readiness(reason: Callable[[], str]) -> Handler:
+    """A /readyz: ready while there is no reason why not."""
+
+    async def show() -> Page:
+        found = reason()
+        return Page(503, f"{found}\n".encode()) if found else Page(200, b"ok\n")
+
+    return show
 
 
 class StatusPage:
@@ -169,13 +206,12 @@ class IssuedServer:
                 await ended.wait()
             ended.set()
 
-        async def readyz() -> Page:
-            reason = LEAVING if stop.is_set() else self.certificate.not_ready or self.not_ready()
-            return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+        def not_ready() -> str:
+            return LEAVING if stop.is_set() else self.certificate.not_ready or self.not_ready()
 
         actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
         if self.http:
-            pages = {"/healthz": alive, "/readyz": readyz, "/metrics": metrics_of(self.registry)}
+            pages = {"/healthz": alive, "/readyz": readiness(not_ready), "/metrics": metrics_of(self.registry)}
             actors.append(StatusPage(self.http, pages).run())
         await run_until(ended, *actors)
 

@@ -180,7 +180,10 @@ class OwnCertificate:
 
 
 class IssuedCertificate(OwnCertificate):
-    """The certificate in use: replaced after half of its lifetime, and when the folder holds another CA."""
+    """The certificate in use: replaced after half of its lifetime, and when the folder holds another CA.
+
+    One that was made by a clock that was ahead is replaced when the clock is set right: peers do not take it yet.
+    """
 
     def __init__(
         self,
@@ -214,7 +217,7 @@ class IssuedCertificate(OwnCertificate):
             state = "no usable CA in" if authority is None else "the CA has expired in"
             self._note(f"{state} {self._folder}: `confcom addon update` makes one")
             return
-        if authority != self._authority or self.served is None or now >= _middle(self.served):
+        if authority != self._authority or self.served is None or not self.served.made <= now < _middle(self.served):
             pair = authority.issue(self._names, now=now, lifetime=self._lifetime, common_name=self._common_name)
             self._use(pair)
             self._authority = authority

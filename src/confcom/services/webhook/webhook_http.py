@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
 from confcom.admission.decision import AdmissionContext, Decision, check_count, decide_debug, decide_pod
 from confcom.admission.findings import REFUSALS, WARNINGS, Finding, Findings
@@ -31,7 +31,7 @@ from confcom.protocols.admission import (
     refusal,
 )
 from confcom.services.runtime.http_server import JSON, Message, Page, Receive, Send
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import Metrics
 from confcom.services.runtime.tls import IssuedCertificate
 
 Task = Literal["mutate", "validate"]
@@ -146,27 +146,18 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 """Seconds; a usual review takes about 0.2 ms, and the API server waits 5 s at most."""
 
 
-class WebhookMetrics:
-    """Metrics of the webhook, in `registry`. `docs/reference/webhook.md` explains each."""
+class WebhookMetrics(Metrics):
+    """Metrics of the webhook. `docs/reference/webhook.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"{PREFIX}_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"{PREFIX}_{name}", text, registry=registry)
-
-        self._reviews = counter("reviews", "Reviews answered, by outcome.", "task", "outcome")
-        self._refusals = counter("refusals", "Reasons for which pods were refused.", "code")
-        self._warnings = counter("warnings", "Warnings given along with a pod that was let through.", "code")
-        self.rejected = counter("rejected_requests", "Requests that were no review, by HTTP status.", "status")
-        self._seconds = Histogram(
-            f"{PREFIX}_review_seconds", "From the body to the answer.", buckets=BUCKETS, registry=registry
-        )
-        self.failures = counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
-        self.largest_node = gauge("largest_node_epc_mib", "MiB of EPC of the node that has most.")
+        super().__init__(registry, PREFIX)
+        self._reviews = self.counter("reviews", "Reviews answered, by outcome.", "task", "outcome")
+        self._refusals = self.counter("refusals", "Reasons for which pods were refused.", "code")
+        self._warnings = self.counter("warnings", "Warnings given along with a pod that was let through.", "code")
+        self.rejected = self.counter("rejected_requests", "Requests that were no review, by HTTP status.", "status")
+        self._seconds = self.seconds("review_seconds", "From the body to the answer.", BUCKETS)
+        self.failures = self.counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
+        self.largest_node = self.gauge("largest_node_epc_mib", "MiB of EPC of the node that has most.")
         # Beforehand, so that the first of each kind is an increase.
         for code in REFUSALS:
             self._refusals.labels(code)
@@ -188,15 +179,12 @@ class WebhookMetrics:
 
     def show_certificate(self, certificate: IssuedCertificate) -> None:
         """Show the certificate that this replica issued for itself."""
-        for name, text, read in (
-            ("certificate_expiry_timestamp_seconds", "When the certificate in use expires.", certificate.expiry),
-            ("ready", "1 while there is a CA for the certificate that is served.", lambda: not certificate.not_ready),
-        ):
-            self.registry.register(Reading(f"{PREFIX}_{name}", text, read))
+        expires = "When the certificate in use expires."
+        self.reading("certificate_expiry_timestamp_seconds", expires, certificate.expiry)
+        trusted = "1 while there is a CA for the certificate that is served."
+        self.reading("ready", trusted, lambda: not certificate.not_ready)
         changes = "Times that this replica took another certificate into use."
-        self.registry.register(
-            Reading(f"{PREFIX}_certificate_changes", changes, lambda: certificate.changes, counter=True)
-        )
+        self.reading("certificate_changes", changes, lambda: certificate.changes, counter=True)
 
 
 TASKS: Mapping[str, Task] = {MUTATE_PATH: "mutate", VALIDATE_PATH: "validate"}

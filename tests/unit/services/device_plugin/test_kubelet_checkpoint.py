@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.services.device_plugin import epc_in_node_status
-from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT, Remembered, remembered
+from confcom.services.device_plugin import epc_in_api
+from confcom.services.device_plugin.epc_in_api import CHECKPOINT, Remembered, remembered
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 # As a kubelet 1.36 wrote it, with fewer devices.
@@ -35,5 +35,5 @@ def test_what_cannot_be_read_holds_nothing_back(tmp_path: Path, content: str) ->
 def test_no_file_and_one_that_is_too_long_hold_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert remembered(tmp_path, EPC) == Remembered()
     (tmp_path / CHECKPOINT).write_text(WRITTEN)
-    monkeypatch.setattr(epc_in_node_status, "MAX_CHECKPOINT", 10)
+    monkeypatch.setattr(epc_in_api, "MAX_CHECKPOINT", 10)
     assert remembered(tmp_path, EPC) == Remembered()

@@ -7,7 +7,7 @@ import pytest
 from confcom.devices.sgx_node import EpcSection, plan_pool
 from confcom.errors import FormatError
 from confcom.protocols.epc import NodeStatus, parse_quantity
-from confcom.services.device_plugin.epc_in_node_status import EpcAmount
+from confcom.services.device_plugin.epc_in_api import EpcAmount
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 LABELS = {"confcom.dev/sgx-epc-mib": "168", "confcom.dev/sgx-epc-overcommit": "1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.pki.serving_pair import make_serving_pair
+from confcom.pki.serving_pair import Authority, make_serving_pair
 from confcom.services.runtime.tls import MAX_PEM_FILE, IssuedCertificate, ReloadingTls, TlsFiles, read_authorities
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -60,6 +60,20 @@ async def test_a_pipe_in_the_place_of_a_ca_is_no_ca(files: TlsFiles, tmp_path: P
     os.mkfifo(tmp_path / "tls.key")
     certificate.look()
     assert certificate.not_ready.startswith("no usable CA in")
+
+
+async def test_a_clock_that_is_set_back_gets_another_certificate(tmp_path: Path) -> None:
+    ca = Authority.make("test", now=NOW, lifetime=timedelta(days=365))
+    (tmp_path / "tls.crt").write_bytes(ca.certificate)
+    (tmp_path / "tls.key").write_bytes(ca.key)
+    clock = [NOW + timedelta(days=20)]
+    certificate = IssuedCertificate(tmp_path, ("localhost",), common_name="test", clock=lambda: clock[-1])
+    for now in (clock[-1], NOW, NOW + timedelta(days=1)):
+        clock.append(now)
+        certificate.look()
+        assert certificate.served is not None
+        assert certificate.served.made <= now < certificate.served.expires
+    assert certificate.changes == 2
 
 
 def test_authorities_are_read_whole_or_refused(tmp_path: Path) -> None:
