@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
-from types import TracebackType
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar
 
 import msgspec
 
@@ -40,13 +39,11 @@ SIGNATURES = 64
 """Signatures by CAs and TCB signing keys, and issuers of chains, that one verifier remembers: nine per collateral."""
 PCK_CHAIN_BESIDE = "the PCK chain beside the quote"
 """The name of a chain that was given with the quote, and not in a folder of collateral."""
-_CHAINS = {
-    "pck_crl_issuer_chain": "PCK CA chain",
-    "tcb_info_issuer_chain": "TCB signing chain",
-    "qe_identity_issuer_chain": "TCB signing chain",
+_CHAINS: dict[str, tuple[ChainKind, str]] = {
+    "pck_crl_issuer_chain": ("ca", "PCK CA chain"),
+    "tcb_info_issuer_chain": ("tcb-signing", "TCB signing chain"),
+    "qe_identity_issuer_chain": ("tcb-signing", "TCB signing chain"),
 }
-_CRLS = {"root_ca_crl": "root CA CRL", "pck_crl": "PCK CRL"}
-T = TypeVar("T", covariant=True)
 
 
 class CollateralJson(msgspec.Struct, omit_defaults=True):
@@ -62,10 +59,6 @@ class CollateralJson(msgspec.Struct, omit_defaults=True):
     qe_identity: str
     qe_identity_signature: str
     pck_certificate_chain: str | None = None
-
-
-class _Parse(Protocol[T]):
-    def __call__(self, data: bytes, *, structure: str) -> T: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -111,22 +104,6 @@ class _Read:
     _content: CollateralContent
 
 
-class _Blame:
-    """Within the block, an error is the fault of a part of the collateral: a `CollateralInvalid` that names it."""
-
-    __slots__ = ("_collateral", "_part")
-
-    def __init__(self, collateral: Collateral, part: str) -> None:
-        self._collateral, self._part = collateral, part
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
-        if isinstance(error, (FormatError, VerificationError)):
-            raise CollateralInvalid.of(error, self._collateral.place(self._part)) from error
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Collateral(_Read):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
@@ -163,10 +140,6 @@ class Collateral(_Read):
         """The name of a part for people: its file, or what it is and where it came from."""
         return self.places.get(part) or f"the {_TITLES.get(part, 'PCK certificate chain')} from {self.source}"
 
-    def blamed(self, part: str) -> _Blame:
-        """Within the block, an error is the fault of this part: a `CollateralInvalid` that names it."""
-        return _Blame(self, part)
-
     def __repr__(self) -> str:
         return f"<Collateral from {self.source}>"
 
@@ -188,17 +161,19 @@ class Collateral(_Read):
         known = _CONTENTS.get_wrapped(wrapping)
         if known is not None:
             return known
-        chains = {part: self._read(part, load_chain, structure) for part, structure in _CHAINS.items()}
-        crls = [self._read(part, Crl.parse, structure) for part, structure in _CRLS.items()]
-        with self.blamed("tcb_info"):
+        chains, crls, part = {}, [], ""
+        try:
+            for part, (_, structure) in _CHAINS.items():
+                chains[part] = load_chain(getattr(self, part), structure=structure)
+            for part in ("root_ca_crl", "pck_crl"):
+                crls.append(Crl.parse(getattr(self, part), structure=_TITLES[part]))
+            part = "tcb_info"
             info = SignedTcbInfo.parse(self.tcb_info)
-        with self.blamed("qe_identity"):
+            part = "qe_identity"
             identity = SignedEnclaveIdentity.parse(self.qe_identity)
+        except FormatError as error:
+            raise CollateralInvalid.of(error, self.place(part)) from error
         return CollateralContent(chains, crls[0], crls[1], info, identity, wrapping)
-
-    def _read(self, part: str, parse: _Parse[T], structure: str) -> T:
-        with self.blamed(part):
-            return parse(getattr(self, part), structure=structure)
 
 
 @sealed
@@ -317,34 +292,44 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known
     revoked PCK CA is a `RevokedError`: it speaks against the platforms that the CA certified. Signatures that are in
     `known` are not computed again.
     """
-    content, blamed = collateral.content(), collateral.blamed
-    known = Memory(SIGNATURES) if known is None else known
-    # (1)
-    pck_ca, tcb_signing, qe_signing = _issuer_chains(collateral, roots, known)
+    content, part = collateral.content(), ""
     root_ca_crl, pck_crl = content.root_ca_crl, content.pck_crl
-    # (2)
-    with blamed("root_ca_crl"):
-        step = "collateral-root-ca-crl"
-        root_ca_crl.verify_signature(pck_ca.root.certificate, step=step, what="the root CA CRL", known=known)
-    # (3)
-    chains = zip(_CHAINS, (pck_ca, tcb_signing, qe_signing), strict=True)
-    for part, chain in chains:
-        _check_not_revoked(collateral, root_ca_crl, part, chain)
-    # (4)
-    with blamed("pck_crl"):
-        pck_crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL", known=known)
-    # (5), (7)
-    with blamed("tcb_info"):
-        signer, signature, digest = tcb_signing.leaf, content.tcb_info.signature, content.tcb_info_digest
-        step = "collateral-tcb-info-signature"
-        ecdsa.verify(signer, signature, digest, step=step, what="the TCB info", known=known)
+    chains: dict[str, VerifiedChain] = {}
+    known = Memory(SIGNATURES) if known is None else known
+    try:
+        # (1)
+        for part, (kind, _) in _CHAINS.items():
+            same = content.chains["tcb_info_issuer_chain"].exact == content.chains[part].exact
+            if part == "qe_identity_issuer_chain" and same:  # Intel sends one chain for both documents
+                chains[part] = chains["tcb_info_issuer_chain"]
+                continue
+            step = "collateral-issuer-chains"
+            chains[part] = verify_chain(content.chains[part], roots=roots, kind=kind, step=step, known=known)
+        pck_ca, tcb_signing, qe_signing = chains.values()
+        _check_one_root(collateral, chains)
+        # (2)
+        part, step, what = "root_ca_crl", "collateral-root-ca-crl", "the root CA CRL"
+        root_ca_crl.verify_signature(pck_ca.root.certificate, step=step, what=what, known=known)
+        # (3)
+        for part, chain in chains.items():
+            _check_not_revoked(root_ca_crl, chain)
+        # (4)
+        part, step, what = "pck_crl", "collateral-pck-crl", "the PCK CRL"
+        pck_crl.verify_signature(pck_ca.leaf, step=step, what=what, known=known)
+        # (5), (7)
+        part, step, what = "tcb_info", "collateral-tcb-info-signature", "the TCB info"
+        signature, digest = content.tcb_info.signature, content.tcb_info_digest
+        ecdsa.verify(tcb_signing.leaf, signature, digest, step=step, what=what, known=known)
         tcb_info = content.documents[0] if content.documents else content.tcb_info.tcb_info()
-    # (6), (7)
-    with blamed("qe_identity"):
-        signer, signature, digest = qe_signing.leaf, content.qe_identity.signature, content.qe_identity_digest
-        step = "collateral-qe-identity-signature"
-        ecdsa.verify(signer, signature, digest, step=step, what="the QE identity", known=known)
+        # (6), (7)
+        part, step, what = "qe_identity", "collateral-qe-identity-signature", "the QE identity"
+        signature, digest = content.qe_identity.signature, content.qe_identity_digest
+        ecdsa.verify(qe_signing.leaf, signature, digest, step=step, what=what, known=known)
         qe_identity = content.documents[1] if content.documents else content.qe_identity.enclave_identity()
+    except (FormatError, VerificationError) as error:
+        if part == "pck_crl_issuer_chain" and isinstance(error, RevokedError):
+            raise  # it speaks against the platforms that the PCK CA certified
+        raise CollateralInvalid.of(error, collateral.place(part)) from error
     if content.documents is None:
         content.documents = tcb_info, qe_identity
         _CONTENTS.add(content.statement, content, exact=content.exact, wrapping=content.wrapping)
@@ -362,49 +347,31 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known
     )
 
 
-def _issuer_chains(
-    collateral: Collateral, roots: TrustRoots, known: Known
-) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
-    step, chains = "collateral-issuer-chains", collateral.content().chains
-
-    def verified(part: str, kind: ChainKind) -> VerifiedChain:
-        with collateral.blamed(part):
-            return verify_chain(chains[part], roots=roots, kind=kind, step=step, known=known)
-
-    pck_ca = verified("pck_crl_issuer_chain", "ca")
-    tcb_signing = qe_signing = verified("tcb_info_issuer_chain", "tcb-signing")
-    # Intel sends one chain for both documents.
-    if chains["qe_identity_issuer_chain"].certificates != chains["tcb_info_issuer_chain"].certificates:
-        qe_signing = verified("qe_identity_issuer_chain", "tcb-signing")
-    for part, chain in (("tcb_info_issuer_chain", tcb_signing), ("qe_identity_issuer_chain", qe_signing)):
-        if chain.root.public_key != pck_ca.root.public_key:
+def _check_one_root(collateral: Collateral, chains: Mapping[str, VerifiedChain]) -> None:
+    (first, expected), *others = [(part, chain.root) for part, chain in chains.items()]
+    for part, root in others:
+        if root.public_key != expected.public_key:
             raise CollateralInvalid(
-                f"leads to another root than {collateral.place('pck_crl_issuer_chain')}",
+                f"leads to another root than {collateral.place(first)}",
                 document=collateral.place(part),
-                step=step,
-                expected=pck_ca.root.name,
-                found=chain.root.name,
+                step="collateral-issuer-chains",
+                expected=expected.name,
+                found=root.name,
             )
-    return pck_ca, tcb_signing, qe_signing
 
 
-def _check_not_revoked(collateral: Collateral, root_ca_crl: Crl, part: str, chain: VerifiedChain) -> None:
+def _check_not_revoked(root_ca_crl: Crl, chain: VerifiedChain) -> None:
     """Step 3. The PCK CA speaks of the platform; a TCB signing certificate of the documents that it signed.
 
     A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the path
     that is checked for revocation (RFC 5280 §6.1). To distrust a root, take it off the roots.
     """
     certificate = chain.leaf
-    if not root_ca_crl.revoked(certificate.serial_number):
-        return
-    signer = chain.kind == "tcb-signing"
-    error = RevokedError(
-        f"the root CA revoked {certificate.common_name}",
-        step="collateral-issuers-not-revoked",
-        expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
-        found=f"on the root CA CRL, number {root_ca_crl.number}",
-        advice=_SIGNER_REVOKED if signer else None,
-    )
-    if signer:
-        raise CollateralInvalid.of(error, collateral.place(part)) from error
-    raise error
+    if root_ca_crl.revoked(certificate.serial_number):
+        raise RevokedError(
+            f"the root CA revoked {certificate.common_name}",
+            step="collateral-issuers-not-revoked",
+            expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
+            found=f"on the root CA CRL, number {root_ca_crl.number}",
+            advice=_SIGNER_REVOKED if chain.kind == "tcb-signing" else None,
+        )

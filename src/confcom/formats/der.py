@@ -20,7 +20,6 @@ SEQUENCE, SET = 0x30, 0x31
 TRUE, FALSE = b"\xff", b"\0"
 NULL = b"\x05\0"
 """The whole element."""
-BOOLEANS = {TRUE: True, FALSE: False}
 
 MAX_ELEMENTS = 64
 """Elements of one SEQUENCE that are read. A TCB has 18; longer lists (revoked certificates) stay as they are."""
@@ -93,24 +92,6 @@ def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
     if tags and tags != tuple([tag for tag, _, _ in members]):
         raise DerError.at(place)
     return members
-
-
-def identified(content: bytes, place: str) -> tuple[bytes, Element]:
-    """The content of the identifier, and the value, of the content of SEQUENCE { OBJECT IDENTIFIER, value }."""
-    size = len(content)
-    if 3 < size <= _SHORT_FORM and content[0] == OID:
-        # Both lengths are one byte, as nearly always.
-        value = 2 + content[1]
-        if value + 1 < size and content[value + 1] == size - value - 2:
-            return content[2:value], (content[value], content[value + 2 :], content[value:])
-    members = elements(content)
-    if len(members) != 2 or members[0][0] != OID:
-        raise DerError.at(place)
-    return members[0][1], members[1]
-
-
-_SHORT_FORM = 0x81
-"""Bytes of two elements that surely write their lengths in one byte each, if the first has one byte at least."""
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -199,6 +180,7 @@ def time(tag: int, content: bytes) -> datetime:
 _OID = re.compile(rb"(?:(?!\x80)[\x80-\xff]*[\0-\x7f])+")
 
 
+@lru_cache(64)
 def check_oid(content: bytes) -> None:
     """Refuse an OBJECT IDENTIFIER that is not in its shortest form, or longer than any that is in use."""
     if len(content) > MAX_OID or not _OID.fullmatch(content):
@@ -355,28 +337,14 @@ def read_request_parts(data: bytes) -> RequestParts:
 
 def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:
     """The extensions of a certificate or a list, by the content of their OID; one that stands twice is an error."""
-    rows = sequence(data, "extensions")
-    found = {}
+    rows, found = sequence(data, "extensions"), {}
     for tag, row, _ in rows:
-        if tag != SEQUENCE:
+        members = elements(row)
+        critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
+        if tag != SEQUENCE or len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
             raise DerError.at("extensions")
-        identifier, extension = _extension(row) if len(row) <= _SHORT else _extension.__wrapped__(row)
-        found[identifier] = extension
+        check_oid(members[0][1])
+        found[members[0][1]] = critical, members[-1][1]
     if len(found) != len(rows):
         raise DerError("it has an extension twice")
     return found
-
-
-_SHORT = 128
-"""Bytes of an extension that is remembered: all certificates of a CA have most of theirs in common."""
-
-
-@lru_cache(64)
-def _extension(row: bytes) -> tuple[bytes, tuple[bool, bytes]]:
-    """The content of the OID; whether the extension is critical, and its value."""
-    members = elements(row)
-    critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
-    if len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
-        raise DerError.at("extensions")
-    check_oid(members[0][1])
-    return members[0][1], (critical, members[-1][1])

@@ -81,19 +81,18 @@ class PckExtension(msgspec.Struct, frozen=True):
 
     @classmethod
     def _read(cls, data: bytes) -> Self:
-        found = _elements(data, "", _PROCESSOR_CA, _PLATFORM_CA)
-        tag, sgx_type, _ = found[_SGX_TYPE]
-        if tag != ENUMERATED or sgx_type not in _SGX_TYPES:
+        found = _elements(data, "", len(_PPID), _PROCESSOR_CA, _PLATFORM_CA)
+        if found[_SGX_TYPE] not in _SGX_TYPES:
             raise FormatError("is not an ENUMERATED of 0 to 2", structure=STRUCTURE, field="sgx_type")
         platform = len(found) == len(_PLATFORM_CA)
         return cls(
             ppid=_octets(found[_PPID], 16, "ppid"),
-            tcb=_tcb(found[_PLATFORM_TCB][2]),
+            tcb=_tcb(found[_PLATFORM_TCB]),
             pce_id=_octets(found[_PCE_ID], 2, "pce_id"),
             fmspc=_octets(found[_FMSPC], 6, "fmspc"),
-            sgx_type=_SGX_TYPES[sgx_type],
+            sgx_type=_SGX_TYPES[found[_SGX_TYPE]],
             platform_instance_id=_octets(found[_INSTANCE], 16, "platform_instance_id") if platform else None,
-            configuration=_configuration(found[_CONFIGURATION][2]) if platform else None,
+            configuration=_configuration(found[_CONFIGURATION]) if platform else None,
         )
 
     def __bytes__(self) -> bytes:
@@ -138,12 +137,13 @@ def _frame_of(data: bytes, ppid: bytes, instance: bytes | None) -> der.Frame | N
 # Every element is SEQUENCE { OBJECT IDENTIFIER, value }. Intel writes them in the order of their numbers.
 
 _PREFIX = der.oid(PCK_EXTENSION_OID)
-_SGX_TYPES = {bytes((kind,)): kind for kind in SgxType}
+_SGX_TYPES = {bytes((ENUMERATED, 1, kind)): kind for kind in SgxType}
+_FLAG_VALUES = {der.write(BOOLEAN, value): flag for value, flag in ((der.TRUE, True), (der.FALSE, False))}
 
 
 def _id(suffix: str) -> bytes:
-    """The content of the OID that ends so; all numbers are below 128, one byte each."""
-    return _PREFIX + bytes(map(int, suffix.split(".")))
+    """The OID that ends so; all numbers are below 128, one byte each."""
+    return der.write(OID, _PREFIX + bytes(map(int, suffix.split("."))))
 
 
 def _ids(names: Mapping[str, str]) -> dict[bytes, str]:
@@ -153,32 +153,30 @@ def _ids(names: Mapping[str, str]) -> dict[bytes, str]:
 _PPID, _PLATFORM_TCB, _PCE_ID, _FMSPC, _SGX_TYPE, _INSTANCE, _CONFIGURATION = map(_id, "1234567")
 _PROCESSOR_CA = _ids({"1": "ppid", "2": "tcb", "3": "pce_id", "4": "fmspc", "5": "sgx_type"})
 _PLATFORM_CA = _PROCESSOR_CA | _ids({"6": "platform_instance_id", "7": "configuration"})
-_TCB = _ids({f"2.{number}": f"tcb.sgx_components[{number - 1}]" for number in range(1, 17)})
-_TCB |= _ids({"2.17": "tcb.pce_svn", "2.18": "tcb.cpu_svn"})
+_SVNS = _ids({f"2.{number}": f"tcb.sgx_components[{number - 1}]" for number in range(1, 17)} | {"2.17": "tcb.pce_svn"})
+_CPU_SVN = _id("2.18")
+_TCB = _SVNS | {_CPU_SVN: "tcb.cpu_svn"}
 _FLAGS = _ids({"7.1": "configuration.dynamic_platform", "7.2": "configuration.cached_keys"})
 _ALL_FLAGS = _FLAGS | _ids({"7.3": "configuration.smt_enabled"})
 
 
 def _element(suffix: str, value: bytes) -> bytes:
-    return der.write(SEQUENCE, der.write(OID, _id(suffix)), value)
+    return der.write(SEQUENCE, _id(suffix), value)
 
 
-_AN_ELEMENT = "an element of the extension"
-
-
-def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[bytes, der.Element]:
-    """The values by OID: those of one of the sets (name by OID), each once, in any order."""
+def _elements(data: bytes, field: str, size: int, *allowed: Mapping[bytes, str]) -> dict[bytes, bytes]:
+    """The values by OID, of `size` bytes: those of one of the sets (name by OID), each once, in any order."""
     try:
         rows = der.sequence(data, "")
-        values = dict([der.identified(row, _AN_ELEMENT) for _, row, _ in rows])
         if {tag for tag, _, _ in rows} - {SEQUENCE}:
-            raise der.DerError.at(_AN_ELEMENT)
+            raise der.DerError.at("an element of the extension")
     except der.DerError as error:
         message = f"not the DER of an SGX extension: {error}"
         raise FormatError(message, structure=STRUCTURE, field=field) from error
+    values = {row[:size]: row[size:] for _, row, _ in rows}
     for identifier, name in allowed[0].items():
         if identifier not in values:
-            message = f"OID {der.oid_text(identifier)} is missing"
+            message = f"OID {der.oid_text(identifier[2:])} is missing"
             raise FormatError(message, structure=STRUCTURE, field=name)
     if len(rows) != len(values) or values.keys() not in [names.keys() for names in allowed]:
         counts = " or ".join(str(len(names)) for names in allowed)
@@ -186,48 +184,51 @@ def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[by
     return values
 
 
-def _octets(found: der.Element, size: int, field: str) -> bytes:
-    tag, value, _ = found
-    if tag != OCTET_STRING:
-        raise FormatError("is not an OCTET STRING", structure=STRUCTURE, field=field)
-    if len(value) != size:
-        raise FormatError(f"is {size} bytes, found {len(value)}", structure=STRUCTURE, field=field)
-    return value
+def _content(value: bytes, tag: int, what: str, field: str) -> bytes:
+    try:
+        return der.content_of(value, tag, "")
+    except der.DerError as error:
+        raise FormatError(f"is not {what}: {error}", structure=STRUCTURE, field=field) from error
+
+
+def _octets(value: bytes, size: int, field: str) -> bytes:
+    content = _content(value, OCTET_STRING, "an OCTET STRING", field)
+    if len(content) != size:
+        raise FormatError(f"is {size} bytes, found {len(content)}", structure=STRUCTURE, field=field)
+    return content
 
 
 def _tcb(data: bytes) -> PckTcb:
     """The TCB, SEQUENCE of 18 elements."""
-    values = _elements(data, "tcb", _TCB)
+    values = _elements(data, "tcb", len(_CPU_SVN), _TCB)
     *components, pce_svn = [_svn(values[identifier], name) for identifier, name in _SVNS.items()]
     return PckTcb(tuple(components), pce_svn, _octets(values[_CPU_SVN], 16, "tcb.cpu_svn"))
 
 
-_CPU_SVN = _id("2.18")
-_SVNS = {identifier: name for identifier, name in _TCB.items() if identifier != _CPU_SVN}
-
-
-def _svn(found: der.Element, field: str) -> int:
-    tag, content, _ = found
-    if tag == INTEGER and len(content) == 1 and content[0] < 0x80:
-        return content[0]
+def _svn(value: bytes, field: str) -> int:
+    if len(value) == 3 and value.startswith(_SMALL) and value[2] < 0x80:
+        return value[2]
     maximum = 0xFFFF if field == "tcb.pce_svn" else 0xFF
     try:
-        value = der.integer(content) if tag == INTEGER else -1
+        number = der.integer(_content(value, INTEGER, "an INTEGER", field))
     except der.DerError as error:
         raise FormatError(f"is not an INTEGER: {error}", structure=STRUCTURE, field=field) from error
-    if not 0 <= value <= maximum:
+    if not 0 <= number <= maximum:
         raise FormatError(f"is not an INTEGER between 0 and {maximum}", structure=STRUCTURE, field=field)
-    return value
+    return number
+
+
+_SMALL = bytes((INTEGER, 1))
+"""How an INTEGER of one byte begins."""
 
 
 def _configuration(data: bytes) -> PckConfiguration:
-    values = _elements(data, "configuration", _FLAGS, _ALL_FLAGS)
+    values = _elements(data, "configuration", len(_CPU_SVN), _FLAGS, _ALL_FLAGS)
     dynamic, cached, *smt = [_flag(values[identifier], _ALL_FLAGS[identifier]) for identifier in sorted(values)]
     return PckConfiguration(dynamic, cached, smt[0] if smt else None)
 
 
-def _flag(found: der.Element, field: str) -> bool:
-    tag, content, _ = found
-    if tag != BOOLEAN or content not in der.BOOLEANS:
+def _flag(value: bytes, field: str) -> bool:
+    if value not in _FLAG_VALUES:
         raise FormatError("is not a BOOLEAN", structure=STRUCTURE, field=field)
-    return der.BOOLEANS[content]
+    return _FLAG_VALUES[value]

@@ -60,14 +60,6 @@ _SIZES = 8
 _frame_of = lru_cache(64)(CertificateFrame.of)
 
 
-@lru_cache(16)
-def _read(der: bytes) -> Certificate:
-    """A certificate. What was read last is kept: those of one verification stand in several of its chains."""
-    model = _MODELS.get(der[:_SIZES])
-    frame = None if model is None else _frame_of(model)
-    return (frame and frame.read(der)) or read_certificate(der)
-
-
 def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
     """Read one certificate, or find it among those that were read before; a `FormatError` if it is none."""
     if len(der) > MAX_CERTIFICATE:
@@ -76,27 +68,30 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
     if known is not None:
         return known
     try:
-        return _read(der)
+        model = _MODELS.get(der[:_SIZES])
+        frame = model and _frame_of(model)
+        return (frame and frame.read(der)) or read_certificate(der)
     except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
 
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:
     """The certificates of PEM text, as `parse_certificates` finds them."""
-    first, _, others = data.partition(_END)
-    if first.startswith(_BEGIN) and others.startswith(_NEXT) and len(data) <= MAX_PEM:
+    *blocks, rest = data.split(_END) if len(data) <= MAX_PEM else [b""]
+    if 0 < len(blocks) <= MAX_CERTIFICATES and not rest.rstrip(b"\0").strip(b"\n"):
         try:
-            leaf = load_certificate(_decode(first[len(_BEGIN) :]), structure="", field="")
-            return PemChain.of((leaf, *_issuers(others)))
+            return PemChain.of(tuple([_certificate(block.lstrip(b"\n")) for block in blocks]))
         except (FormatError, binascii.Error):
             pass  # read as a whole, the text says what is wrong, and where
     return PemChain.of(load_certificates(parse_certificates(data, structure=structure), structure))
 
 
 @lru_cache(16)
-def _issuers(text: bytes) -> tuple[Certificate, ...]:
-    """The certificates after the first one, which the chains of many platforms have in common."""
-    return load_certificates(parse_certificates(text, structure="", limit=MAX_CERTIFICATES - 1), "")
+def _certificate(block: bytes) -> Certificate:
+    """The certificate of a block up to its end. Those of one verification stand in several of its chains."""
+    if not block.startswith(_BEGIN):
+        raise binascii.Error
+    return load_certificate(_decode(block.removeprefix(_BEGIN)), structure="", field="")
 
 
 def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificate, ...]:
@@ -207,7 +202,6 @@ _ED25519 = oid("1.3.101.112")
 
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
-_NEXT = b"\n" + _BEGIN
 _LINE_END = b"\r\n"
 _BLANKS = b" \t" + _LINE_END
 

@@ -320,10 +320,11 @@ def _part(part: bytes) -> list[_Attribute]:
     """The attributes of a part of a name; most parts stand in every name of a PKI."""
     attributes = []
     for tag, content, _ in der.elements(der.content_of(part, der.SET, "name")):
-        if tag != der.SEQUENCE:
+        members = der.elements(content)
+        if tag != der.SEQUENCE or len(members) != 2 or members[0][0] != der.OID:
             raise DerError.at("name")
-        kind, (kind_of_text, value, whole) = der.identified(content, "name")
-        attributes.append((kind, _text(kind_of_text, value), whole))
+        kind_of_text, value, whole = members[1]
+        attributes.append((members[0][1], _text(kind_of_text, value), whole))
     if not attributes:
         raise DerError.at("name")
     return attributes
@@ -356,23 +357,20 @@ def _attribute_text(kind: bytes, text: str | None, whole: bytes) -> str:
 
 def _read_extensions(found: Mapping[bytes, tuple[bool, bytes]]) -> tuple[Extensions, bool]:
     """The extensions, and whether one of them is not as in Intel's certificates."""
-    values: dict[str, Any] = {"problem": _problem(found)}
-    odd = not found.keys() <= _PROFILE
-    for identifier, (_, value) in found.items():
-        if identifier == AUTHORITY_KEY_ID:
-            values["authority_key_id"] = authority_key_id(value)
-            odd |= values["authority_key_id"] is None
-        elif identifier == SUBJECT_KEY_ID:
-            values["subject_key_id"] = der.content_of(value, der.OCTET_STRING, "subjectKeyIdentifier")
-        elif identifier == KEY_USAGE:
-            values["key_usage"] = der.bit_string(der.content_of(value, der.BIT_STRING, "keyUsage"))[0][:1]
-        elif identifier == BASIC_CONSTRAINTS:
-            values["is_ca"], values["path_length"] = _constraints(value)
-        elif identifier == CRL_POINTS:
-            odd |= not _are_points(value)
-        elif identifier == _SGX_EXTENSION:
-            values["sgx"] = value
-    return Extensions(**values), odd
+    values = {identifier: value for identifier, (_, value) in found.items()}
+    authority, subject, points, usage, constraints = map(values.get, _NEEDED)
+    issuer_key = None if authority is None else authority_key_id(authority)
+    is_ca, path_length = (False, None) if constraints is None else _constraints(constraints)
+    odd = not found.keys() <= _PROFILE or (authority is not None and issuer_key is None)
+    return Extensions(
+        problem=_problem(found),
+        authority_key_id=issuer_key,
+        subject_key_id=None if subject is None else der.content_of(subject, der.OCTET_STRING, "subjectKeyIdentifier"),
+        key_usage=b"" if usage is None else der.bit_string(der.content_of(usage, der.BIT_STRING, "keyUsage"))[0][:1],
+        is_ca=is_ca,
+        path_length=path_length,
+        sgx=values.get(_SGX_EXTENSION),
+    ), odd or (points is not None and not _are_points(points))
 
 
 def _problem(found: Mapping[bytes, tuple[bool, bytes]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from confcom.errors import CertificateError, ConfigError
 from confcom.formats.arguments import checked_bytes, checked_type
-from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
+from confcom.pki.certificate import check_p256, load_certificate, parse_certificates, remember
 from confcom.pki.der import Certificate
 from confcom.pki.ecdsa import is_good
 
@@ -68,6 +68,7 @@ class TrustRoot:
                 "it is not a self-signed certificate of a P-256 key",
                 advice="Name the root certificate itself, not one that it issued.",
             )
+        remember((certificate,))
         object.__setattr__(self, "certificate", certificate)
         object.__setattr__(self, "public_key", certificate.point)
         if self.simulated != (self.public_key != INTEL_ROOT_PUBLIC_KEY):
