@@ -120,21 +120,21 @@ class LevelV3Json(_Level, kw_only=True):
 def levels_v2(found: Sequence[LevelV2Json], structure: str) -> tuple[TcbLevel, ...]:
     """Levels of a TCB info of version 2, highest first."""
     levels = []
-    for index, level in enumerate(found):
-        sgx = tuple(TcbComponent(getattr(level.tcb, name)) for name in _FLAT_COMPONENTS)
-        levels.append(_level(level, level.tcb.pcesvn, sgx, None, (structure, f"tcbLevels[{index}]")))
+    for level in found:
+        sgx = tuple([TcbComponent(getattr(level.tcb, name)) for name in _FLAT_COMPONENTS])
+        levels.append(_level(level, found, sgx, None, structure))
     return _sorted_levels(levels, structure)
 
 
 def levels_v3(found: Sequence[LevelV3Json], structure: str, *, tdx: bool) -> tuple[TcbLevel, ...]:
     """Levels of a TCB info of version 3, highest first; with the TDX components for a TCB info of TDX."""
     levels = []
-    for index, level in enumerate(found):
-        where = structure, f"tcbLevels[{index}]"
+    for level in found:
         details = level.tcb.tdxtcbcomponents if tdx else None
         if tdx and details is None:
-            raise FormatError("is required for TDX", structure=structure, field=f"{where[1]}.tcb.tdxtcbcomponents")
-        levels.append(_level(level, level.tcb.pcesvn, level.tcb.sgxtcbcomponents, details, where))
+            field = f"tcbLevels[{found.index(level)}].tcb.tdxtcbcomponents"
+            raise FormatError("is required for TDX", structure=structure, field=field)
+        levels.append(_level(level, found, level.tcb.sgxtcbcomponents, details, structure))
     return _sorted_levels(levels, structure)
 
 
@@ -147,26 +147,26 @@ def isv_svn_levels(
     """
     if not found:
         raise FormatError("is empty", structure=structure, field=field)
-    levels = [
-        IsvSvnLevel(level.tcb.isvsvn, *_judgement(level, statuses, structure, f"{field}[{index}]"))
-        for index, level in enumerate(found)
-    ]
-    if len({level.isv_svn for level in levels}) != len(levels):
+    levels = {
+        level.tcb.isvsvn: IsvSvnLevel(level.tcb.isvsvn, *_judgement(level, found, statuses, structure, field))
+        for level in found
+    }
+    if len(levels) != len(found):
         raise FormatError("lists one ISVSVN twice", structure=structure, field=field)
-    return tuple(sorted(levels, key=lambda level: level.isv_svn, reverse=True))
+    return tuple([levels[isv_svn] for isv_svn in sorted(levels, reverse=True)])
 
 
 def _level(
-    judged: _Level,
-    pce_svn: int,
+    level: LevelV2Json | LevelV3Json,
+    found: Sequence[LevelV2Json | LevelV3Json],
     sgx: tuple[TcbComponent, ...],
     tdx: tuple[TcbComponent, ...] | None,
-    where: tuple[str, str],
+    structure: str,
 ) -> TcbLevel:
-    date, status, advisories = _judgement(judged, _PLATFORM_STATUSES, *where)
+    date, status, advisories = _judgement(level, found, _PLATFORM_STATUSES, structure, "tcbLevels")
     return TcbLevel(
         sgx_components=tuple([component.svn for component in sgx]),
-        pce_svn=pce_svn,
+        pce_svn=level.tcb.pcesvn,
         tdx_components=None if tdx is None else tuple([component.svn for component in tdx]),
         tcb_date=date,
         tcb_status=status,
@@ -177,12 +177,17 @@ def _level(
 
 
 def _judgement(
-    found: _Level, statuses: frozenset[TcbStatus], structure: str, where: str
+    level: _Level, found: Sequence[_Level], statuses: frozenset[TcbStatus], structure: str, field: str
 ) -> tuple[datetime, TcbStatus, tuple[str, ...]]:
-    if found.status not in statuses:
-        raise FormatError(f"{found.status} is not a status of it", structure=structure, field=f"{where}.tcbStatus")
-    date = signed_json.parse_date(found.date, structure, f"{where}.tcbDate")
-    return date, found.status, found.advisory_ids
+    """Date, status and advisories of one of the levels of that field."""
+    try:
+        date = datetime.fromisoformat(level.date)
+        if level.status in statuses:
+            return date, level.status, level.advisory_ids
+        wrong, message = "tcbStatus", f"{level.status} is not a status of it"
+    except ValueError:
+        wrong, message = "tcbDate", f"no such time: {level.date}"
+    raise FormatError(message, structure=structure, field=f"{field}[{found.index(level)}].{wrong}")
 
 
 def _sorted_levels(levels: Sequence[TcbLevel], structure: str) -> tuple[TcbLevel, ...]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
 from confcom.formats.pck_extension import PckExtension
-from confcom.pki.certificate import PemChain, check_p256, exact_bytes, load_certificates, load_chain, remember
+from confcom.pki.certificate import PemChain, check_p256, load_certificates, load_chain, remember
 from confcom.pki.der import Certificate
 from confcom.pki.ecdsa import Known, is_good
 from confcom.pki.proof import PROOF, Proof, sealed
@@ -121,25 +121,20 @@ def verify_chain(
     (4) the root's key is a trusted one. A sound chain to another root is an `UntrustedRootError`;
     (5) for a PCK certificate, its SGX extension.
 
-    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`. Issuers
-    that passed, and signatures by issuers, are remembered in `known`.
+    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`. Signatures
+    by issuers are remembered in `known`, but for those of PCK certificates.
     """
     # (1)
-    received = _load(certificates, f"{_WORDS[kind]} chain")
-    path, included_root = _arrange([*received.certificates], kind, step)
-    issuers = path[1:] if included_root is None else [*path[1:], included_root]
-    # Steps 2 and 3 depend on bytes alone: for issuers that passed in these places they are not repeated.
-    statement, exact = b"".join([kind.encode(), *[one.signed_digest for one in issuers]]), exact_bytes(issuers)
-    passed = known is not None and included_root is not None and known.get(statement, exact) is True
+    path, included_root = _arrange([*_load(certificates, kind).certificates], kind, step)
     # (2)
-    _check_profile(path[:1] if passed else [path[0], *issuers], kind, step)
+    _check_profile(path if included_root is None else [*path, included_root], kind, step)
     # (3)
     anchor = included_root or _issuing_root(path[-1], roots, step)
     # A root that came from outside must at least have signed itself.
-    if not passed and anchor.der not in [one.certificate_der for one in roots.roots]:
+    if anchor.der not in [one.certificate_der for one in roots.roots]:
         _check_issued(anchor, anchor, step, known)
     whole = [*path, anchor]
-    valid_from, valid_until = _check_path(whole, path[:1] if passed else whole, kind, step, known)
+    valid_from, valid_until = _check_path(whole, kind, step, known)
     # (4)
     root = roots.with_public_key(anchor.point)
     if root is None:
@@ -152,9 +147,7 @@ def verify_chain(
     # (5)
     extension = sgx_extension(path[0], step) if kind == "pck" else None
     ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
-    remember(path[:1] if passed else whole)
-    if known is not None and not passed:
-        known.add(statement, True, exact=exact)
+    remember(whole)
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
@@ -169,11 +162,12 @@ def verify_chain(
     )
 
 
-def _load(certificates: bytes | Sequence[bytes] | PemChain, structure: str) -> PemChain:
-    if isinstance(certificates, bytes):
-        return load_chain(certificates, structure=structure)
+def _load(certificates: bytes | Sequence[bytes] | PemChain, kind: ChainKind) -> PemChain:
     if isinstance(certificates, PemChain):
         return certificates
+    structure = f"{_WORDS[kind]} chain"
+    if isinstance(certificates, bytes):
+        return load_chain(certificates, structure=structure)
     return PemChain.of(load_certificates(certificates[: _MAX_CHAIN + 1], structure))
 
 
@@ -220,17 +214,17 @@ def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate
 
 
 def _check_path(
-    whole: list[Certificate], new: list[Certificate], kind: ChainKind, step: str, known: Known | None
+    whole: list[Certificate], kind: ChainKind, step: str, known: Known | None
 ) -> tuple[datetime, datetime]:
-    """Step 3 for the `new` certificates, the first of the path from leaf to anchor (`whole`); when all are valid."""
-    for certificate, issuer in zip(new, whole[1:], strict=False):
+    """Step 3 for the path from leaf to anchor; when all are valid."""
+    for certificate, issuer in zip(whole, whole[1:], strict=False):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
         leaf_of_platform = kind == "pck" and certificate is whole[0]
         _check_issued(certificate, issuer, step, None if leaf_of_platform else known)
     begin, end = max([one.not_before for one in whole]), min([one.not_after for one in whole])
     if begin > end:
         raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
-    for below, certificate in enumerate(new):
+    for below, certificate in enumerate(whole):
         wrong = _extension_problem(certificate, ca=below > 0 or kind == "ca", cas_below=below - 1)
         if wrong:
             raise CertificateError(
