@@ -182,8 +182,7 @@ class VerifiedCollateral(Proof):
     """Collateral with good signatures throughout; only `verify_collateral` makes one. Ask `stale` about the time.
 
     `pck_ca_chain` is that of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if the same CA
-    issued it. All of it is valid from `valid_from` to `valid_until`, both included; the oldest item is of
-    `earliest_issue`.
+    issued it. All of it is valid from `valid_from` to `valid_until`, both included.
     """
 
     made_by: ClassVar[str] = "verify_collateral"
@@ -199,19 +198,26 @@ class VerifiedCollateral(Proof):
     statement: bytes
     valid_from: datetime = field(init=False)
     valid_until: datetime = field(init=False)
-    earliest_issue: datetime = field(init=False)
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
         Proof.__post_init__(self, proof)
-        documents, crls = (self.tcb_info, self.qe_identity), (self.pck_crl, self.root_ca_crl)
-        chains = self.pck_ca_chain, self.tcb_signing, self.qe_signing
-        issued = [one.issue_date for one in documents] + [one.this_update for one in crls]
-        issued += [certificate.not_before for chain in chains for certificate in chain.certificates]
-        ends = [one.next_update for one in (*documents, *crls)] + [one.valid_until for one in chains]
-        object.__setattr__(self, "valid_from", max(issued))
-        object.__setattr__(self, "earliest_issue", min(issued))
+        ends = [one.next_update for one in (self.tcb_info, self.qe_identity, self.pck_crl, self.root_ca_crl)]
+        ends += [chain.valid_until for chain in (self.pck_ca_chain, self.tcb_signing, self.qe_signing)]
+        object.__setattr__(self, "valid_from", max(self._issued()))
         object.__setattr__(self, "valid_until", min(ends))
+
+    def _issued(self) -> list[datetime]:
+        """Since when each item is valid."""
+        issued = [self.tcb_info.issue_date, self.qe_identity.issue_date]
+        issued += [self.pck_crl.this_update, self.root_ca_crl.this_update]
+        chains = self.pck_ca_chain, self.tcb_signing, self.qe_signing
+        return issued + [certificate.not_before for chain in chains for certificate in chain.certificates]
+
+    @property
+    def earliest_issue(self) -> datetime:
+        """Since when the oldest item is valid."""
+        return min(self._issued())
 
     def __repr__(self) -> str:
         end = f"{self.earliest_expiration:%Y-%m-%d}"

@@ -64,8 +64,8 @@ def elements(data: bytes) -> list[Element]:
 
 
 def _long_length(data: bytes) -> int:
-    length = int.from_bytes(data, "big")
-    if not 0 < len(data) <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (len(data) - 1) == 0:
+    size, length = len(data), int.from_bytes(data)
+    if not 0 < size <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (size - 1) == 0:
         raise DerError("the bytes are not its DER: a length is not in its shortest form")
     return length
 
@@ -214,10 +214,10 @@ _EXTENSION_REQUEST = oid("1.2.840.113549.1.9.14")
 
 
 class Signed(msgspec.Struct, frozen=True):
-    """What certificates and revocation lists have in common: the members of what is signed, and the signature.
+    """What certificates, revocation lists and requests have in common: the members of what is signed, and the signature.
 
     `signed` is the signed element (tbsCertificate, tbsCertList), `tags` has one byte for each of its members.
-    `algorithm` is the content of the AlgorithmIdentifier, which stands inside and outside of what is signed.
+    `algorithm` is the content of the AlgorithmIdentifier, which in certificates and lists stands among the members too.
     """
 
     members: list[Element]
@@ -228,23 +228,16 @@ class Signed(msgspec.Struct, frozen=True):
 
 
 def read_signed(data: bytes) -> Signed:
-    """Read the outer layer of a certificate or a list."""
-    found = _read_signed(data)
-    # The first SEQUENCE inside is the algorithm too.
-    inside = found.tags.find(SEQUENCE)
-    if inside < 0 or found.members[inside][1] != found.algorithm:
-        raise DerError("it names two signature algorithms")
-    return found
-
-
-def _read_signed(data: bytes) -> Signed:
+    """Read the outer layer of a certificate, a list or a request."""
     (_, content, signed), (_, algorithm, _), (_, bits, _) = sequence(data, "", SEQUENCE, SEQUENCE, BIT_STRING)
     members = elements(content)
-    signature, unused = bit_string(bits)
     # The count of unused bits is not signed.
-    if unused:
+    if not bits.startswith(b"\0"):
         raise DerError("the signature is not whole bytes")
-    return Signed(members, bytes([tag for tag, _, _ in members]), signed, algorithm, signature)
+    return Signed(members, bytes([tag for tag, _, _ in members]), signed, algorithm, bits[1:])
+
+
+TWO_ALGORITHMS = "it names two signature algorithms"
 
 
 class CertificateParts(msgspec.Struct, frozen=True):
@@ -275,10 +268,12 @@ def read_certificate_parts(data: bytes) -> CertificateParts:
     """Read a certificate of any PKI."""
     outer = read_signed(data)
     members = outer.members
-    if members[0][2] != _VERSION_3:
+    if not members or members[0][2] != _VERSION_3:
         raise DerError("its version is not 3")
     if outer.tags.removesuffix(_EXTENSIONS) != _MEMBERS:
         raise DerError.at("tbsCertificate")
+    if members[2][1] != outer.algorithm:
+        raise DerError(TWO_ALGORITHMS)
     validity = elements(members[4][1])
     if len(validity) != 2:
         raise DerError.at("validity")
@@ -319,7 +314,7 @@ _VERSION_1 = bytes.fromhex("020100")
 
 def read_request_parts(data: bytes) -> RequestParts:
     """Read a certification request; attributes other than the request for extensions are left alone."""
-    outer = _read_signed(data)
+    outer = read_signed(data)
     members = outer.members
     if outer.tags != _REQUEST_MEMBERS or members[0][2] != _VERSION_1:
         raise DerError.at("certificationRequestInfo")
@@ -339,12 +334,17 @@ def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:
     """The extensions of a certificate or a list, by the content of their OID; one that stands twice is an error."""
     rows, found = sequence(data, "extensions"), {}
     for tag, row, _ in rows:
-        members = elements(row)
-        critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
-        if tag != SEQUENCE or len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
+        if tag != SEQUENCE or len(row) < 2 or row[0] != OID:
             raise DerError.at("extensions")
-        check_oid(members[0][1])
-        found[members[0][1]] = critical, members[-1][1]
+        end = 2 + row[1]
+        identifier, value = row[2:end], row[end:]
+        check_oid(identifier)
+        critical = value.startswith(_CRITICAL)
+        found[identifier] = critical, content_of(value[3:] if critical else value, OCTET_STRING, "extensions")
     if len(found) != len(rows):
         raise DerError("it has an extension twice")
     return found
+
+
+_CRITICAL = bytes((BOOLEAN, 1)) + TRUE
+"""The whole element; for FALSE, the default, there is none."""

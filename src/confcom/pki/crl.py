@@ -14,6 +14,7 @@ from cryptography import x509
 from confcom.errors import FormatError, MismatchError, SignatureError
 from confcom.formats.der import (
     INTEGER,
+    TWO_ALGORITHMS,
     DerError,
     content_of,
     integer,
@@ -86,6 +87,8 @@ class Crl(msgspec.Struct, frozen=True):
             members = outer.members[at:]
             if at and outer.members[0][2] != _VERSION_2:
                 raise DerError("its version is not 2")
+            if members[0][1] != outer.algorithm:
+                raise DerError(TWO_ALGORITHMS)
             issuer, times = members[1][2], members[2 : fields.end("times") - at]
             if len(issuer) > MAX_CERTIFICATE:  # names are remembered, and it could be that of no certificate
                 raise DerError("its issuer has a longer name than any certificate")

@@ -80,7 +80,7 @@ _COMMON_NAME = der.oid("2.5.4.3")
 _SHORT_NAMES = {
     der.oid(f"2.5.4.{number}"): name for number, name in ((3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (10, "O"))
 }
-_PRINTABLE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
+_PRINTABLE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?"
 
 
 class Extensions(msgspec.Struct, frozen=True):
@@ -336,7 +336,7 @@ def _text(tag: int, value: bytes) -> str | None:
         return value.decode()
     if tag != der.PRINTABLE_STRING:
         return None
-    if not _PRINTABLE.issuperset(value):
+    if value.translate(None, _PRINTABLE):
         raise DerError("it has a PrintableString with other characters")
     return value.decode()
 
@@ -404,10 +404,9 @@ def _constraints(value: bytes) -> tuple[bool, int | None]:
 def _are_points(value: bytes) -> bool:
     """Whether these are CRL distribution points as Intel writes them: one name each, URIs alone."""
     try:
-        for _, _, point in der.sequence(value, "cRLDistributionPoints"):
-            ((_, name, _),) = der.sequence(point, "distributionPoint", _POINT_NAME)
-            uris = der.elements(der.content_of(name, _FULL_NAME, "fullName"))
-            if not uris or any(tag != _URI or not uri.isascii() for tag, uri, _ in uris):
+        for tag, point, _ in der.sequence(value, "cRLDistributionPoints"):
+            uris = der.elements(der.content_of(der.content_of(point, _POINT_NAME, ""), _FULL_NAME, ""))
+            if tag != der.SEQUENCE or not uris or any([tag != _URI or not uri.isascii() for tag, uri, _ in uris]):
                 return False
     except DerError:
         return False
@@ -417,6 +416,6 @@ def _are_points(value: bytes) -> bool:
 def authority_key_id(value: bytes) -> bytes | None:
     """The key identifier of an AuthorityKeyIdentifier that has nothing else, as Intel's; None for other forms."""
     try:
-        return der.sequence(value, "authorityKeyIdentifier", _KEY_ID)[0][1]
+        return der.content_of(der.content_of(value, der.SEQUENCE, ""), _KEY_ID, "")
     except DerError:
         return None

@@ -305,7 +305,7 @@ def test_variants_of_one_genuine_quote_are_one_entry_and_push_nothing_out(world,
         verifier.verify(variant, collateral, now=now)
     assert victim in verifier._platforms._entries
     assert len(verifier._platforms) == 2
-    assert {len(key) for memory in (verifier._platforms, verifier._collateral) for key in memory._entries} == {32, 65}
+    assert {len(key) for memory in (verifier._platforms, verifier._collateral) for key in memory._entries} == {32, 98}
 
 
 def test_variants_of_one_collateral_are_one_entry(world, make_quote, now) -> None:
