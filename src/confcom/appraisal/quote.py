@@ -396,39 +396,40 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
 
 def _check_fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType, received: Collateral) -> None:
     """Steps 4 and 5: collateral and PCK certificate belong together, and nothing is revoked."""
-
-    def refuse(part: str, step: str, what: str, expected: str, found: str) -> CollateralInvalid:
-        return CollateralInvalid(
-            f"is not for this platform: {what} is {found}, of the evidence {expected}",
-            document=received.place(part),
-            advice=_OTHER_PLATFORM,
-            step=step,
-            expected=f"{what} {expected}",
-            found=f"{what} {found}",
-        )
-
     if chain.root.certificate_der != collateral.root.certificate_der:
-        raise refuse("pck_crl_issuer_chain", "pck-chain", "root", chain.root.name, collateral.root.name)
+        names = chain.root.name, collateral.root.name
+        raise _unfit(received, "pck_crl_issuer_chain", "pck-chain", "root", *names)
     # (4) the PCK CRL is the issuer's, and nothing is revoked
     issuer, crl_issuer = chain.intermediates[0], collateral.pck_ca
     if issuer.subject != crl_issuer.subject:
         texts = issuer.subject_text, crl_issuer.subject_text
-        raise refuse("pck_crl", "pck-revocation", "PCK CRL issuer", *texts)
+        raise _unfit(received, "pck_crl", "pck-revocation", "PCK CRL issuer", *texts)
     if issuer.point != crl_issuer.point:
         texts = issuer.key_digest, crl_issuer.key_digest
-        raise refuse("pck_crl", "pck-revocation", "PCK CRL issuer's key", *texts)
+        raise _unfit(received, "pck_crl", "pck-revocation", "PCK CRL issuer's key", *texts)
     _check_not_revoked(chain, collateral)
     # (5) the TCB info is this platform's
     info, pck = collateral.tcb_info, chain.extension
     step = "tcb-info-match"
     if _TEE_NAMES[tee] != info.id:
-        raise refuse("tcb_info", step, "TEE", tee.name, info.id)
+        raise _unfit(received, "tcb_info", step, "TEE", tee.name, info.id)
     if pck.fmspc != info.fmspc:
-        raise refuse("tcb_info", step, "FMSPC", pck.fmspc.hex(), info.fmspc.hex())
+        raise _unfit(received, "tcb_info", step, "FMSPC", pck.fmspc.hex(), info.fmspc.hex())
     if pck.pce_id != info.pce_id:
-        raise refuse("tcb_info", step, "PCE-ID", pck.pce_id.hex(), info.pce_id.hex())
+        raise _unfit(received, "tcb_info", step, "PCE-ID", pck.pce_id.hex(), info.pce_id.hex())
     if IDENTITY_OF[tee] is not collateral.qe_identity.id:
-        raise refuse("qe_identity", step, "enclave identity", IDENTITY_OF[tee], collateral.qe_identity.id)
+        raise _unfit(received, "qe_identity", step, "enclave identity", IDENTITY_OF[tee], collateral.qe_identity.id)
+
+
+def _unfit(received: Collateral, part: str, step: str, what: str, expected: str, found: str) -> CollateralInvalid:
+    return CollateralInvalid(
+        f"is not for this platform: {what} is {found}, of the evidence {expected}",
+        document=received.place(part),
+        advice=_OTHER_PLATFORM,
+        step=step,
+        expected=f"{what} {expected}",
+        found=f"{what} {found}",
+    )
 
 
 def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import sha256
 
@@ -43,13 +43,12 @@ class PemChain(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, certificates: tuple[Certificate, ...]) -> PemChain:
         """The chain with what identifies it."""
-        exact = [one.signed_digest + len(one.signature).to_bytes(2) + one.signature for one in certificates]
-        signed = sorted([one.signed_digest for one in certificates if not one.self_issued])
-        return cls(certificates, b"".join([_count(exact), *exact]), b"".join([_count(signed), *signed]))
-
-
-def _count(items: Sequence[bytes]) -> bytes:
-    return len(items).to_bytes(1)
+        exact, signed = len(certificates).to_bytes(1), []
+        for one in certificates:
+            exact += one.signed_digest + len(one.signature).to_bytes(2) + one.signature
+            if not one.self_issued:
+                signed.append(one.signed_digest)
+        return cls(certificates, exact, b"".join([len(signed).to_bytes(1), *sorted(signed)]))
 
 
 # By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
@@ -77,10 +76,10 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:
     """The certificates of PEM text, as `parse_certificates` finds them."""
-    *blocks, rest = data.split(_END) if len(data) <= MAX_PEM else [b""]
-    if 0 < len(blocks) <= MAX_CERTIFICATES and not rest.rstrip(b"\0").strip(b"\n"):
+    first, end, others = data.partition(_END)
+    if end and len(data) <= MAX_PEM:
         try:
-            return PemChain.of(tuple([_certificate(block.lstrip(b"\n")) for block in blocks]))
+            return PemChain.of((_certificate(first), *_issuers(others)))
         except ValueError:
             pass  # read as a whole, the text says what is wrong, and where
     return PemChain.of(load_certificates(parse_certificates(data, structure=structure), structure))
@@ -88,10 +87,19 @@ def load_chain(data: bytes, *, structure: str) -> PemChain:
 
 @lru_cache(16)
 def _certificate(block: bytes) -> Certificate:
-    """The certificate of a block up to its end. Those of one verification stand in several of its chains."""
+    """The certificate of a block up to its end mark. Those of one verification stand in several of its chains."""
     if not block.startswith(_BEGIN):
         raise ValueError
     return load_certificate(_decode(block.removeprefix(_BEGIN)), structure="", field="")
+
+
+@lru_cache(16)
+def _issuers(text: bytes) -> tuple[Certificate, ...]:
+    """The certificates after the first one, which the chains of many platforms have in common."""
+    *blocks, rest = text.rstrip(b"\0").split(_END)
+    if len(blocks) >= MAX_CERTIFICATES or rest.strip(b"\n"):
+        raise ValueError
+    return tuple([_certificate(block.lstrip(b"\n")) for block in blocks])
 
 
 def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificate, ...]:

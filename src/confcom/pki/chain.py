@@ -130,13 +130,12 @@ def verify_chain(
     _check_profile(path if included_root is None else [*path, included_root], kind, step)
     # (3)
     anchor = included_root or _issuing_root(path[-1], roots, step)
-    # A root that came from outside must at least have signed itself.
-    if anchor.der not in [one.certificate_der for one in roots.roots]:
-        _check_issued(anchor, anchor, step, known)
-    whole = [*path, anchor]
-    valid_from, valid_until = _check_path(whole, kind, step, known)
-    # (4)
     root = roots.with_public_key(anchor.point)
+    # A root that came from outside must at least have signed itself.
+    if root is None or anchor.der != root.certificate_der:
+        _check_issued(anchor, anchor, step, known)
+    valid_from, valid_until = _check_path([*path, anchor], kind, step, known)
+    # (4)
     if root is None:
         raise UntrustedRootError(
             f"the {_WORDS[kind]} chain ends at a root that is not trusted",
@@ -147,7 +146,7 @@ def verify_chain(
     # (5)
     extension = sgx_extension(path[0], step) if kind == "pck" else None
     ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
-    remember(whole)
+    remember((*path, anchor))
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
@@ -177,7 +176,7 @@ def _arrange(found: list[Certificate], kind: ChainKind, step: str) -> tuple[list
         found.reverse()
     root = found.pop() if found and found[-1].self_issued else None
     expected = len(_NAMES[kind]) - 1
-    if len(found) != expected or [one for one in found if one.self_issued]:
+    if len(found) != expected or found[0].self_issued or found[-1].self_issued:
         raise CertificateError(
             f"the {_WORDS[kind]} chain has other certificates than it should",
             step=step,
@@ -221,15 +220,16 @@ def _check_path(
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
         leaf_of_platform = kind == "pck" and certificate is whole[0]
         _check_issued(certificate, issuer, step, None if leaf_of_platform else known)
-    begin, end = max([one.not_before for one in whole]), min([one.not_after for one in whole])
-    if begin > end:
-        raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
+    begin, end = whole[-1].not_before, whole[-1].not_after
     for below, certificate in enumerate(whole):
+        begin, end = max(begin, certificate.not_before), min(end, certificate.not_after)
         wrong = _extension_problem(certificate, ca=below > 0 or kind == "ca", cas_below=below - 1)
         if wrong:
             raise CertificateError(
                 f"certificate {certificate.common_name!r} of the {_WORDS[kind]} chain {wrong}", step=step
             )
+    if begin > end:
+        raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
     return begin, end
 
 

@@ -102,13 +102,12 @@ class Extensions(msgspec.Struct, frozen=True):
 class Certificate(msgspec.Struct, frozen=True, eq=False):
     """A certificate, read in all its parts. Two are equal when their DER is.
 
-    `signed` is what the issuer signed (tbsCertificate), `issuer` and `subject` the DER of the names, `point` the key
-    as 04 ‖ x ‖ y (65 bytes; empty if it is not on P-256), `signature` the DER of an ECDSA signature, `signed_digest`
-    the SHA-256 of what is signed; `self_issued`: issuer and subject are the same.
+    `issuer` and `subject` are the DER of the names, `point` is the key as 04 ‖ x ‖ y (65 bytes; empty if it is not on
+    P-256), `signature` the DER of an ECDSA signature, `signed_digest` the SHA-256 of what the issuer signed
+    (tbsCertificate); `self_issued`: issuer and subject are the same.
     """
 
     der: bytes
-    signed: bytes
     serial_number: int
     issuer: bytes
     subject: bytes
@@ -186,7 +185,6 @@ def read_certificate(data: bytes) -> Certificate:
     on_p256 = len(key) == _SPKI_SIZE and key.startswith(_P256)
     certificate = Certificate(
         der=data,
-        signed=found.signed,
         serial_number=_serial_number(found.serial_number),
         issuer=found.issuer,
         subject=found.subject,
@@ -244,12 +242,11 @@ class CertificateFrame(msgspec.Struct, frozen=True):
         if values is None:
             return None
         serial, begin, end, xy, key_id, sgx, signature = values
-        first, signed = self.first, data[self._signed]
+        first = self.first
         known = first.extensions
         try:
             certificate = Certificate(
                 der=data,
-                signed=signed,
                 serial_number=_serial_number(der.integer(serial)),
                 issuer=first.issuer,
                 subject=first.subject,
@@ -259,7 +256,7 @@ class CertificateFrame(msgspec.Struct, frozen=True):
                 point=b"\x04" + xy,
                 algorithm=first.algorithm,
                 signature=signature,
-                signed_digest=sha256(signed).digest(),
+                signed_digest=sha256(data[self._signed]).digest(),
                 self_issued=first.self_issued,
                 extensions=Extensions(
                     known.problem,
