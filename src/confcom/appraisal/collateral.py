@@ -161,19 +161,19 @@ class Collateral(_Read):
         known = _CONTENTS.get_wrapped(wrapping)
         if known is not None:
             return known
-        chains, crls, part = {}, [], ""
+        chains, crls, part = {}, {}, ""
         try:
             for part, (_, structure) in _CHAINS.items():
                 chains[part] = load_chain(getattr(self, part), structure=structure)
             for part in ("root_ca_crl", "pck_crl"):
-                crls.append(Crl.parse(getattr(self, part), structure=_TITLES[part]))
+                crls[part] = Crl.parse(getattr(self, part), structure=_TITLES[part])
             part = "tcb_info"
             info = SignedTcbInfo.parse(self.tcb_info)
             part = "qe_identity"
             identity = SignedEnclaveIdentity.parse(self.qe_identity)
         except FormatError as error:
             raise CollateralInvalid.of(error, self.place(part)) from error
-        return CollateralContent(chains, crls[0], crls[1], info, identity, wrapping)
+        return CollateralContent(chains, crls["root_ca_crl"], crls["pck_crl"], info, identity, wrapping)
 
 
 @sealed
@@ -317,8 +317,8 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known
         part, step, what = "root_ca_crl", "collateral-root-ca-crl", "the root CA CRL"
         root_ca_crl.verify_signature(pck_ca.root.certificate, step=step, what=what, known=known)
         # (3)
-        for part, chain in chains.items():
-            _check_not_revoked(root_ca_crl, chain)
+        for part in chains:
+            _check_not_revoked(root_ca_crl, chains[part])
         # (4)
         part, step, what = "pck_crl", "collateral-pck-crl", "the PCK CRL"
         pck_crl.verify_signature(pck_ca.leaf, step=step, what=what, known=known)

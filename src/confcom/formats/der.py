@@ -214,7 +214,7 @@ _EXTENSION_REQUEST = oid("1.2.840.113549.1.9.14")
 
 
 class Signed(msgspec.Struct, frozen=True):
-    """What certificates, revocation lists and requests have in common: the members of what is signed, and the signature.
+    """What certificates, lists and requests have in common: the members of what is signed, and the signature.
 
     `signed` is the signed element (tbsCertificate, tbsCertList), `tags` has one byte for each of its members.
     `algorithm` is the content of the AlgorithmIdentifier, which in certificates and lists stands among the members too.

@@ -6,7 +6,6 @@ from binascii import b2a_base64
 from codecs import BOM_UTF8
 from collections.abc import Iterable
 from functools import lru_cache
-from hashlib import sha256
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -31,9 +30,9 @@ MAX_PEM = 32 * 1024
 class PemChain(msgspec.Struct, frozen=True):
     """Certificates in the order of their PEM text.
 
-    `exact` and `statement` identify them. `exact`: the count (1 byte); of each the digest of what is signed, and the signature with
-    its length (2 bytes). `statement`: the count (1 byte) and the digests of what is signed, whatever the order and
-    whether a root came along. None of either begins another.
+    `exact` has their count (1 byte), and of each the digest of what is signed and the signature after its length (2
+    bytes). `statement` is the same whatever the order, the signatures, and whether a root came along: the count of the
+    others (1 byte) and their digests. No such value begins another one.
     """
 
     certificates: tuple[Certificate, ...]

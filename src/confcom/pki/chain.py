@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import msgspec
@@ -216,7 +217,7 @@ def _check_path(
     whole: list[Certificate], kind: ChainKind, step: str, known: Known | None
 ) -> tuple[datetime, datetime]:
     """Step 3 for the path from leaf to anchor; when all are valid."""
-    for certificate, issuer in zip(whole, whole[1:], strict=False):
+    for certificate, issuer in pairwise(whole):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
         leaf_of_platform = kind == "pck" and certificate is whole[0]
         _check_issued(certificate, issuer, step, None if leaf_of_platform else known)

@@ -58,8 +58,8 @@ class Crl(msgspec.Struct, frozen=True):
     """A revocation list, in all its parts; `verify_signature` says whether its issuer made it.
 
     `issuer` is the DER of a name, `signature` the DER of an ECDSA signature, `signed_digest` the SHA-256 of what the
-    issuer signed (tbsCertList). Serial numbers are looked up in the DER: a list may have 100,000. One without entries, as
-    Intel's often are, is read without `cryptography`, where the first list of a process takes 40 µs more.
+    issuer signed (tbsCertList). Serial numbers are looked up in the DER: a list may have 100,000. One without entries,
+    as Intel's often are, needs no look-up: `cryptography` would take 40 µs for the first list of a process.
     """
 
     der: bytes

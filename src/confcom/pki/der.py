@@ -403,7 +403,8 @@ def _are_points(value: bytes) -> bool:
     try:
         for tag, point, _ in der.sequence(value, "cRLDistributionPoints"):
             uris = der.elements(der.content_of(der.content_of(point, _POINT_NAME, ""), _FULL_NAME, ""))
-            if tag != der.SEQUENCE or not uris or any([tag != _URI or not uri.isascii() for tag, uri, _ in uris]):
+            kinds = {kind for kind, _, _ in uris}
+            if tag != der.SEQUENCE or kinds != {_URI} or not all(uri.isascii() for _, uri, _ in uris):
                 return False
     except DerError:
         return False
