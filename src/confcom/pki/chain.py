@@ -213,9 +213,7 @@ def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate
     )
 
 
-def _check_path(
-    whole: list[Certificate], kind: ChainKind, step: str, known: Known | None
-) -> tuple[datetime, datetime]:
+def _check_path(whole: list[Certificate], kind: ChainKind, step: str, known: Known | None) -> tuple[datetime, datetime]:
     """Step 3 for the path from leaf to anchor; when all are valid."""
     for certificate, issuer in pairwise(whole):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.

@@ -43,9 +43,7 @@ MAX_CRL = 8 << 20
 _NUMBER_BITS = 160
 """RFC 5280 §5.2.3."""
 # tbsCertList: version, algorithm, issuer, thisUpdate and perhaps nextUpdate, revokedCertificates, extensions, by tags.
-_LIST = re.compile(
-    rb"(?P<version>\x02?)\x30\x30(?P<times>[\x17\x18]{1,2})(?P<entries>\x30?)(?P<extensions>\xa0?)"
-)
+_LIST = re.compile(rb"(?P<version>\x02?)\x30\x30(?P<times>[\x17\x18]{1,2})(?P<entries>\x30?)(?P<extensions>\xa0?)")
 _VERSION_2 = bytes.fromhex("020101")
 _CRL_NUMBER = oid("2.5.29.20")
 _REQUIRED = {_CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -100,6 +102,31 @@ def test_every_encoding_gives_the_same_list(data: bytes) -> None:
 def test_a_listed_serial_is_revoked() -> None:
     crl = Crl.parse(DER)
     assert [crl.revoked(serial) for serial in (3, 0xFFEE, 4, 0)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("listed", [(), (3, 0xFFEE)])
+@pytest.mark.parametrize("change", [lambda byte: byte ^ 1, lambda byte: byte ^ 0x80, lambda byte: (byte + 2) & 0xFF])
+def test_every_byte_changed_a_list_is_what_the_library_reads(listed: tuple[int, ...], change) -> None:
+    """Lists without entries are read without `cryptography`: it must read what is taken, to the same values."""
+    whole, taken = intel.crl(revoked=listed), 0
+    for offset in range(len(whole)):
+        changed = bytearray(whole)
+        changed[offset] = change(changed[offset])
+        try:
+            ours = Crl.parse(bytes(changed))
+        except FormatError:
+            continue
+        full = x509.load_der_x509_crl(ours.der)
+        number = full.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        assert (ours.this_update, ours.next_update) == (full.last_update_utc, full.next_update_utc), offset
+        assert (ours.number, ours.issuer) == (number, full.issuer.public_bytes()), offset
+        assert (ours.signature, ours.signed_digest) == (full.signature, sha256(full.tbs_certlist_bytes).digest())
+        # No certificate has a negative number.
+        serials = {entry.serial_number for entry in full if entry.serial_number >= 0}
+        assert {one for one in {*listed, *serials} if ours.revoked(one)} == serials, offset
+        taken += 1
+    # Names, times, number, key identifier, entries and signature.
+    assert taken > 90
 
 
 @pytest.mark.parametrize(

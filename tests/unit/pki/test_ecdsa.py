@@ -5,9 +5,13 @@ from __future__ import annotations
 from hashlib import sha256
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pki_builder as intel
 from confcom.errors import SignatureError
+from confcom.formats import der
 from confcom.pki import ecdsa
 
 RAW_KEY = intel.point(intel.PCK)[1:]
@@ -47,6 +51,15 @@ def test_any_other_signature_is_refused_with_its_step(signature: bytes) -> None:
     with pytest.raises(SignatureError, match="the QE report") as caught:
         _verify(signature)
     assert caught.value.step == "(5)"
+
+
+@given(st.integers(0, 32), st.integers(0, 32), st.binary(min_size=64, max_size=64))
+def test_numbers_are_written_as_the_library_writes_them(first: int, second: int, raw: bytes) -> None:
+    """Whatever zeros they begin with: of one signature in 256, r or s has less than 32 bytes."""
+    r, s = bytes(first) + raw[first:32], bytes(second) + raw[32 + second :]
+    numbers = int.from_bytes(r), int.from_bytes(s)
+    written = der.write(der.SEQUENCE, *[ecdsa._integer(number) for number in (r, s)])
+    assert written == encode_dss_signature(*numbers)
 
 
 def test_another_message_or_key_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 import pki_builder as intel
 from confcom.errors import FormatError
-from confcom.pki.certificate import MAX_PEM, parse_certificates
+from confcom.pki.certificate import MAX_PEM, load_chain, parse_certificates
 
 LEAF, ROOT = intel.SIGNING_CERTIFICATE.build(), intel.ROOT_CERTIFICATE.build()
 CHAIN = intel.pem(LEAF, ROOT)
@@ -61,6 +63,7 @@ BAG = b"Bag Attributes\n    friendlyName: caf\xc3\xa9\nsubject=CN = Intel SGX PC
 )
 def test_every_way_of_writing_a_chain_is_the_same_chain(data: bytes) -> None:
     assert parse_certificates(data, structure="chain") == (LEAF, ROOT)
+    assert [one.der for one in load_chain(data, structure="chain").certificates] == [LEAF, ROOT]
 
 
 def _changed(number: int, line: bytes) -> bytes:
@@ -102,6 +105,8 @@ def test_what_is_damaged_or_ambiguous_is_malformed(data: bytes) -> None:
     with pytest.raises(FormatError) as caught:
         parse_certificates(data, structure="PCK chain")
     assert caught.value.structure == "PCK chain"
+    with pytest.raises(FormatError, match=re.escape(str(caught.value))):
+        load_chain(data, structure="PCK chain")
 
 
 BREAKS = st.sampled_from(
@@ -121,9 +126,27 @@ def test_a_line_before_the_chain_changes_nothing(edits: list[tuple[int, int, byt
 
 def _outcome(data: bytes) -> object:
     try:
-        return parse_certificates(data, structure="chain")
+        ders = parse_certificates(data, structure="chain")
     except FormatError as error:
+        with pytest.raises(FormatError, match=re.escape(str(error))):
+            load_chain(data, structure="chain")
         return re.sub(r"\d+", "", str(error))
+    # Usual text is read in a shorter way, to the same certificates.
+    with suppress(FormatError):
+        assert tuple(one.der for one in load_chain(data, structure="chain").certificates) == ders
+    return ders
+
+
+@given(st.lists(st.sampled_from([b"A", b"B", b"/", b"+", b"9", b"=", b"-", b"_", b"\xff", b"\0"]), max_size=14))
+def test_base64_has_one_spelling(digits: list[bytes]) -> None:
+    text = b"".join(digits)
+    try:
+        der = binascii.a2b_base64(text, strict_mode=True)
+        expected = (der,) if der and base64.b64encode(der) == text else None
+    except binascii.Error:
+        expected = None
+    data = b"-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n" % text
+    assert (found if isinstance(found := _outcome(data), tuple) else None) == expected
 
 
 def test_a_percent_encoded_chain_is_named() -> None:
