@@ -36,7 +36,7 @@ _TITLES = {
     "qe_identity": "QE identity",
 }
 SIGNATURES = 64
-"""Signatures by CAs and TCB signing keys, and issuers of chains, that one verifier remembers: nine per collateral."""
+"""Signatures by CAs and TCB signing keys that one verifier remembers: six per collateral."""
 PCK_CHAIN_BESIDE = "the PCK chain beside the quote"
 """The name of a chain that was given with the quote, and not in a folder of collateral."""
 _CHAINS: dict[str, tuple[ChainKind, str]] = {
