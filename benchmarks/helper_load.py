@@ -16,9 +16,8 @@ from pathlib import Path
 from benchmarks.measure import rate
 from benchmarks.simulated import simulated_world
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm import ClientConnection
-from confcom.protocols.aesm_messages import DcapRequest
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import ClientConnection, DcapRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 
 

@@ -37,7 +37,7 @@ from benchmarks.helper_load import (
 )
 from benchmarks.measure import Row, show, spread
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
-from confcom.protocols import aesm_messages as m
+from confcom.protocols import aesm as m
 from confcom.protocols.aesm import ClientConnection
 
 FILES = 1024

@@ -28,7 +28,7 @@ from benchmarks.helper_load import Asked, Load, Stage, asked, used_seconds
 from benchmarks.measure import Row, number, show
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.platforms.intel.platform import IntelWorkerPlatform
-from confcom.protocols.aesm_messages import GetQuoteExRequest
+from confcom.protocols.aesm import GetQuoteExRequest
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.request_log import RequestLog
 

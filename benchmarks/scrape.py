@@ -29,8 +29,7 @@ from confcom.protocols.epc import EpcNode, parse_pod
 from confcom.services.metrics.page import EpcMetrics
 from confcom.services.metrics.use import Kind, Seen, put_together
 from confcom.services.quote_helper.connection import RequestEvent
-from confcom.services.quote_helper.enclave_inventory import EnclaveInventory
-from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
+from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of
 
 MIB = 1 << 20

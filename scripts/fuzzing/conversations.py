@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from confcom.errors import RemoteProtocolError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
-from confcom.protocols.aesm import CLOSED, NEED_DATA, ClientConnection, ServerConnection, Signal
-from confcom.protocols.aesm_messages import (
+from confcom.protocols.aesm import (
+    CLOSED,
+    NEED_DATA,
+    ClientConnection,
     GetQuoteExRequest,
     GetQuoteExResponse,
     IncompleteRequest,
@@ -14,6 +16,8 @@ from confcom.protocols.aesm_messages import (
     Request,
     Response,
     SelectAttKeyIdRequest,
+    ServerConnection,
+    Signal,
     refusal,
 )
 from confcom.protocols.aesm_status import AesmStatus

@@ -30,8 +30,7 @@ from confcom.formats.open_enclave import (
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.protocols.aesm import ClientConnection
-from confcom.protocols.aesm_messages import GetQuoteExRequest
+from confcom.protocols.aesm import ClientConnection, GetQuoteExRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import MachineFile
 from confcom.simulator.world import SimulatedWorld

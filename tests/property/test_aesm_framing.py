@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from aesm_wire import KEY_ID, field, frame
 from confcom.errors import RemoteProtocolError
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm import NEED_DATA, ClientConnection, ServerConnection, Signal
-from confcom.protocols.aesm_messages import (
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import (
     EXCHANGES,
+    NEED_DATA,
+    ClientConnection,
     DcapRequest,
     Exchange,
+    ServerConnection,
+    Signal,
     exchange_of,
     parse_request,
     parse_response,

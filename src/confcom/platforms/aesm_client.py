@@ -23,9 +23,8 @@ from confcom.errors import (
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import InitializedQuote, QuoteResult, without_padding
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm import MAX_RESPONSE, NEED_DATA, ClientConnection
-from confcom.protocols.aesm_messages import DcapRequest, Response, exchange_of
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import MAX_RESPONSE, NEED_DATA, ClientConnection, DcapRequest, Response, exchange_of
 from confcom.protocols.aesm_status import AesmStatus, error_of
 
 DEFAULT_SOCKET = Path("/var/run/aesmd/aesm.socket")

@@ -18,8 +18,8 @@ from confcom.errors import FormatError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.pki.certificate import parse_certificates
-from confcom.protocols.aesm import ClientConnection, ServerConnection
-from confcom.protocols.aesm_messages import (
+from confcom.protocols.aesm import (
+    ClientConnection,
     GetQuoteExRequest,
     GetQuoteExResponse,
     GetQuoteSizeExRequest,
@@ -27,6 +27,7 @@ from confcom.protocols.aesm_messages import (
     InitQuoteExRequest,
     InitQuoteExResponse,
     SelectAttKeyIdRequest,
+    ServerConnection,
 )
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.simulator.declaration import EnclaveDeclaration

@@ -4,7 +4,7 @@ import pytest
 
 from aesm_wire import KEY_ID, frame, message, request
 from confcom.errors import LocalProtocolError, RemoteProtocolError
-from confcom.protocols import aesm_messages as m
+from confcom.protocols import aesm as m
 from confcom.protocols.aesm import CLOSED, MAX_REQUEST, NEED_DATA, ClientConnection, ServerConnection
 from confcom.protocols.aesm_status import AesmStatus
 

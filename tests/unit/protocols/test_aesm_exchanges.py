@@ -4,8 +4,8 @@ import pytest
 
 from aesm_wire import KEY_ID, field, message, read_fields
 from confcom.errors import LocalProtocolError, RemoteProtocolError
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_messages import (
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import (
     EXCHANGES,
     DcapRequest,
     IncompleteRequest,

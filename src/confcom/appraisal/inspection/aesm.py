@@ -16,7 +16,7 @@ from confcom.appraisal.inspection.quotes import (
 from confcom.errors import RemoteProtocolError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.protocols.aesm_messages import (
+from confcom.protocols.aesm import (
     EXCHANGES,
     Exchange,
     IncompleteRequest,

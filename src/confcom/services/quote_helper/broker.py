@@ -22,8 +22,8 @@ from confcom.formats.attestation_key_id import (
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import Platform, QuoteResult, QuotesAhead
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_messages import IncompleteRequest, LegacyRequest, Request, Response, exchange_of, refusal
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import IncompleteRequest, LegacyRequest, Request, Response, exchange_of, refusal
 from confcom.protocols.aesm_status import QUOTE3_QE_REPORT, AesmStatus, status_of
 
 PUB_KEY_ID_SIZE = 32

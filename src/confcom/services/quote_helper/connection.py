@@ -10,8 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from confcom.protocols.aesm import CLOSED, NEED_DATA, Closed, NeedData, ServerConnection
-from confcom.protocols.aesm_messages import IncompleteRequest, Request, exchange_of
+from confcom.protocols.aesm import (
+    CLOSED,
+    NEED_DATA,
+    Closed,
+    IncompleteRequest,
+    NeedData,
+    Request,
+    ServerConnection,
+    exchange_of,
+)
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import Answer, PlatformCall
 from confcom.services.quote_helper.peers import UCRED, Peer

@@ -24,13 +24,11 @@ from pathlib import Path
 import structlog
 
 from confcom.errors import PlatformBusy, ProtocolError
-from confcom.protocols.aesm import CLOSED, NEED_DATA
-from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
+from confcom.protocols.aesm import CLOSED, NEED_DATA, GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, PendingRequest
-from confcom.services.quote_helper.enclave_inventory import EnclaveInventory
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
-from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
+from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import Quoting
 from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote

@@ -14,9 +14,8 @@ from typing import Final
 
 from confcom.errors import ProtocolError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm import NEED_DATA, ServerConnection
-from confcom.protocols.aesm_messages import IncompleteRequest, Response, exchange_of, parse_response
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import NEED_DATA, IncompleteRequest, Response, ServerConnection, exchange_of, parse_response
 from confcom.protocols.aesm_status import AesmStatus
 
 NONCE: Final = bytes(range(16))

@@ -11,8 +11,8 @@ from aesm_wire import KEY_ID, message
 from confcom import errors
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import Report
-from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_messages import IncompleteRequest, Response, parse_request
+from confcom.protocols import aesm as m
+from confcom.protocols.aesm import IncompleteRequest, Response, parse_request
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import PAD_LIMIT, AesmBroker, Answer, PlatformCall
 from recording_platform import PUB_KEY_ID, QUOTE_SIZE, TARGET_INFO, RecordingPlatform, quote_over

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from confcom.formats.sgx import ReportBody
 from confcom.protocols.prometheus_text import Sample, parse_samples
-from confcom.services.quote_helper.enclave_inventory import MAX_ENCLAVES, MAX_PER_PEER, EnclaveInventory
+from confcom.services.quote_helper.helper_metrics import MAX_ENCLAVES, MAX_PER_PEER, EnclaveInventory
 from confcom.services.quote_helper.peers import OURSELVES
 
 ENCLAVES = "confcom_quote_helper_enclave_quotes_total"

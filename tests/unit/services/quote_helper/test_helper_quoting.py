@@ -15,7 +15,7 @@ from aesm_wire import KEY_ID
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.interface import QuoteResult
-from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse, GetQuoteSizeExRequest
+from confcom.protocols.aesm import GetQuoteExRequest, GetQuoteExResponse, GetQuoteSizeExRequest
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation, PendingRequest

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from confcom.protocols.aesm import NEED_DATA, ServerConnection
-from confcom.protocols.aesm_messages import IncompleteRequest
+from confcom.protocols.aesm import NEED_DATA, IncompleteRequest, ServerConnection
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.recorded_clients import RECORDED, Material, RecordedRequest, replay
 from recording_platform import QUOTE_SIZE, TARGET_INFO, RecordingPlatform
