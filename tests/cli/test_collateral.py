@@ -443,6 +443,7 @@ def test_an_export_says_what_it_leaves_out(call, fetched, tmp_path, store, world
     done = call("export", "-o", tmp_path / "without.jsonl")
     assert (done.code, "left out: 0 PCK certificates and 1 registrations" in done.err) == (0, True)
     whole = tmp_path / "whole.jsonl"
+    (tmp_path / "whole.jsonl.part").write_bytes(b"of a killed process")
     done = call("export", "-o", whole, "--platforms")
     assert (done.code, done.err) == (0, "")
     assert whole.stat().st_mode & 0o777 == 0o600

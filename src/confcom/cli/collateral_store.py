@@ -320,6 +320,7 @@ def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported
     part = output.with_name(f"{output.name}.part")
     try:
         mode = 0o600 if platforms else 0o666
+        part.unlink(missing_ok=True)  # of a killed process, with another mode
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             written = write_archive(store, file, platforms=platforms)
         part.replace(output)

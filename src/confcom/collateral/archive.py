@@ -54,9 +54,22 @@ from confcom.protocols.pcs import (
     Update,
 )
 
-# Lines that are no documents: PCK certificates, which of them raw TCBs led to, sightings of platforms, registrations
-# and what they were before, appraisal policies. Certificates are verified like documents. Nothing signs the others: an
-# archive is trusted by the user who imports it, and entries that the store has already stay.
+STRUCTURE = "collateral archive"
+ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
+"""What an archive begins with."""
+PLATFORM_LINE = b'{"platform":"'
+"""What lines of platforms and policies begin with."""
+MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
+"""Bytes of one line: base64 takes a third more than the document, the chain is text."""
+MAX_LINES = 10_000_000
+MAX_SIGHTINGS = 100_000
+"""Times in one line."""
+MAX_AHEAD = timedelta(days=1)
+"""Times in the future by less than this come from a clock that was ahead, and count as of now."""
+BATCH = 200
+"""Lines that are verified and kept in one transaction."""
+MAX_HELD = 16 << 20
+"""Bytes of lines after which a transaction is ended early."""
 
 QeId = Annotated[str, msgspec.Meta(pattern=rf"\A(?:[0-9a-f]{{2}}){{1,{MAX_QE_ID}}}\Z")]
 _Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -66,14 +79,40 @@ _Source = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"\A[^\0]*\Z")]
 """PostgreSQL keeps no text with a zero character."""
 _Manifest = Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)]
 
-MAX_SIGHTINGS = 100_000
-"""Times in one line."""
-
-MAX_AHEAD = timedelta(days=1)
-"""Times in the future by less than this come from a clock that was ahead, and count as of now."""
-
+T = TypeVar("T")
 Keep = Callable[[sa.Connection], bool]
 """Keeps what a line holds in the transaction that is open; whether it is new."""
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    format: Literal["confcom-collateral-archive"] = "confcom-collateral-archive"
+    version: Literal[1, 2, 3] = 3
+
+
+class _Seen(msgspec.Struct, forbid_unknown_fields=True):
+    served_as: Annotated[str, msgspec.Meta(pattern=r"\A(|standard|early|[0-9]{1,9})\Z")]
+    source: _Source
+    first_seen: datetime
+    last_seen: datetime
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    kind: DocumentKind
+    tee: Literal["sgx", "tdx"] | None = None
+    fmspc: Hex6 | None = None
+    ca: Literal["processor", "platform"] | None = None
+    body: str
+    issuer_chain: _Pem = ""
+    seen: Annotated[list[_Seen], msgspec.Meta(min_length=1, max_length=MAX_SIGHTINGS)]
+
+
+class _End(msgspec.Struct, forbid_unknown_fields=True):
+    end: int
+
+
+# Lines that are no documents: PCK certificates, which of them raw TCBs led to, sightings of platforms, registrations
+# and what they were before, appraisal policies. Certificates are verified like documents. Nothing signs the others: an
+# archive is trusted by the user who imports it, and entries that the store has already stay.
 
 
 class _RawTcb(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,11 +183,234 @@ class _Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="app
     policy: Annotated[str, msgspec.Meta(max_length=1 << 20)]
 
 
-PLATFORM_LINE = b'{"platform":"'
-"""How these lines begin."""
-
+_HEADER = msgspec.json.Decoder(_Header)
+_LINE = msgspec.json.Decoder(_Line)
+_END = msgspec.json.Decoder(_End)
 _PlatformLine = _Pck | _Choice | _Met | _Registration | _Former | _Policy
 _PLATFORM_LINE: msgspec.json.Decoder[_PlatformLine] = msgspec.json.Decoder(_PlatformLine)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How much was written to an archive."""
+
+    documents: int
+    policies: int
+    certificates: int
+    registrations: int
+    history: int
+
+
+@dataclass(slots=True)
+class Imported:
+    """What an import took in: documents, and other lines (PCK certificates, registrations, policies), all and new ones.
+
+    `ahead`: by how much the clock of the machine that wrote the archive was ahead of this one.
+    """
+
+    documents: int = 0
+    new: int = 0
+    others: int = 0
+    new_others: int = 0
+    keys: set[DocumentKey] = field(default_factory=set)
+    ahead: timedelta = timedelta()
+
+
+def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = False) -> Exported:
+    """Write every version in the store, and the policies; with `platforms`, all that is known of platforms."""
+    file.write(msgspec.json.encode(_Header()) + b"\n")
+    written: set[int] = set()
+    for key in store.document_keys():
+        for version in store.history(key):
+            if version.id not in written:
+                written.add(version.id)
+                file.write(msgspec.json.encode(_line(store.load(version), version.sightings)) + b"\n")
+    parts = (_policies, _certificates, _registrations, _history) if platforms else (_policies,)
+    with store.database.read(paused=True) as connection:  # as of one moment: choices name certificates
+        connection = connection.execution_options(yield_per=PAGE)
+        others = [_write_lines(file, part(store, connection)) for part in parts]
+    exported = Exported(len(written), *others, *[0] * (4 - len(others)))
+    file.write(msgspec.json.encode(_End(len(written) + sum(others))) + b"\n")
+    return exported
+
+
+def _write_lines(file: BinaryIO, lines: Iterable[msgspec.Struct]) -> int:
+    count = 0
+    for line in lines:
+        file.write(msgspec.json.encode(line) + b"\n")
+        count += 1
+    return count
+
+
+def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Imported:
+    """Verify every version of an archive and keep it.
+
+    Versions are kept in batches, so some that stand before a refused line are kept. An archive without its end line was
+    cut off: `FormatError`. Where its dates and `now` cannot both be right: `ClockError`.
+    """
+    imported = Imported()
+    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]] = []
+    others: list[Keep] = []
+    held = 0
+    for size, found in _read(store, file, now, imported):
+        if isinstance(found, tuple):
+            document, sightings = found
+            verified = verify_document(document, roots=store.roots)
+            Dates(verified.facts.issue_date, verified.expires).require_clock(now)
+            batch.append((verified, sightings))
+            imported.documents += 1
+            imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
+        else:
+            others.append(found)
+            imported.others += 1
+        held += size
+        if len(batch) + len(others) == BATCH or held > MAX_HELD:
+            _keep(store, batch, others, imported)
+            held = 0
+    _keep(store, batch, others, imported)
+    return imported
+
+
+def _keep(
+    store: CollateralStore,
+    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]],
+    others: list[Keep],
+    imported: Imported,
+) -> None:
+    imported.new += store.add_seen(batch)
+    imported.new_others += store.write(others)
+    batch.clear()
+    others.clear()
+
+
+def _read(
+    store: CollateralStore, file: BinaryIO, now: datetime, imported: Imported
+) -> Iterator[tuple[int, tuple[Document, tuple[Sighting, ...]] | Keep]]:
+    """The size of each line, and what it holds."""
+    _decode(_line_of(file, 1), _HEADER, 1)
+    for number in range(2, MAX_LINES + 3):
+        line = _line_of(file, number)
+        if line.startswith(b'{"end"'):
+            _check_end(_decode(line, _END, number).end, number - 2, file)
+            return
+        if line.startswith(PLATFORM_LINE):
+            yield len(line), _read_platform_line(store, line, number, now)
+            continue
+        document, sightings = _document(_decode(line, _LINE, number), number)
+        imported.ahead = max(imported.ahead, *(one.seen - now for one in sightings))
+        seen = tuple(replace(one, seen=at_most(one.seen, now, f"line {number}")) for one in sightings)
+        yield len(line), (document, seen)
+    raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
+
+
+def _line_of(file: BinaryIO, number: int) -> bytes:
+    line = file.readline(MAX_LINE + 1)
+    if len(line) > MAX_LINE:
+        raise FormatError(f"longer than {MAX_LINE} bytes", structure=STRUCTURE, field=f"line {number}")
+    if number == 1 and not line.startswith(ARCHIVE_START):
+        advice = "Give an archive of `confcom collateral export`; name a folder or a collateral.json by its path."
+        raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1", advice=advice)
+    if not line.endswith(b"\n"):
+        raise FormatError(
+            "the file ends before its end line",
+            structure=STRUCTURE,
+            field=f"line {number}",
+            advice="The archive was cut off: export or copy it again.",
+        )
+    return line
+
+
+def _check_end(stated: int, found: int, file: BinaryIO) -> None:
+    if stated != found:
+        raise FormatError(f"states {stated} lines, found {found}", structure=STRUCTURE, field="end")
+    if file.read(1):
+        raise FormatError("is not the last line", structure=STRUCTURE, field="end")
+
+
+def _decode(line: bytes, decoder: msgspec.json.Decoder[T], number: int) -> T:
+    try:
+        return decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{error}", structure=STRUCTURE, field=f"line {number}") from error
+
+
+def at_most(seen: datetime, now: datetime, what: str) -> datetime:
+    """The time at which another machine saw something, not after now; `ClockError` where no small fault explains it."""
+    if seen.tzinfo is None:
+        raise FormatError("a time has no time zone", structure="archive", field=what)
+    try:
+        seen = seen.astimezone(UTC)
+    except OverflowError as error:  # before the year 1, or after 9999
+        raise FormatError("a time is none in UTC", structure="archive", field=what) from error
+    if seen - now > MAX_AHEAD:
+        raise ClockError(
+            f"{what} of the archive was seen at {rfc3339(seen)}, but this machine's clock says {rfc3339(now)}: this "
+            "clock is behind, or that of the machine which wrote the archive was ahead",
+            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
+        )
+    return min(seen, now)
+
+
+def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
+    key = document.key
+    return _Line(
+        kind=key.kind,
+        tee=key.tee,
+        fmspc=None if key.fmspc is None else key.fmspc.hex(),
+        ca=key.ca,
+        body=base64.b64encode(document.body).decode(),
+        issuer_chain=_text(document.issuer_chain),
+        seen=[_Seen(one.served_as, one.source, one.seen, one.seen) for one in sightings],
+    )
+
+
+def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]:
+    where = f"line {number}"
+    try:
+        body = base64.b64decode(line.body, validate=True)
+        key = DocumentKey(
+            line.kind,
+            tee=line.tee,
+            fmspc=None if line.fmspc is None else bytes.fromhex(line.fmspc),
+            ca=line.ca,
+            update=_update(line.seen[0].served_as),
+        )
+    except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
+        raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
+    sightings = tuple(sighting for seen in line.seen for sighting in _sightings(seen, key, where))
+    # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
+    return Document(_by_number(key, sightings), body, line.issuer_chain.encode()), sightings
+
+
+def _sightings(seen: _Seen, key: DocumentKey, where: str) -> Iterator[Sighting]:
+    if (seen.served_as == "") != (key.update is None):
+        raise FormatError("served_as does not fit the kind", structure=STRUCTURE, field=where)
+    if seen.first_seen.tzinfo is None or seen.last_seen.tzinfo is None:
+        raise FormatError("a time has no time zone", structure=STRUCTURE, field=where)
+    if seen.first_seen > seen.last_seen:
+        raise FormatError("was seen last before it was seen first", structure=STRUCTURE, field=where)
+    for time in dict.fromkeys((seen.first_seen, seen.last_seen)):
+        yield Sighting(seen.served_as, seen.source, time)
+
+
+def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:
+    numbers = [int(seen.served_as) for seen in sightings if seen.served_as.isdigit()]
+    return replace(key, update=numbers[0]) if numbers else key
+
+
+def _update(served_as: str) -> Update | None:
+    match served_as:
+        case "":
+            return None
+        case "standard" | "early":
+            return served_as
+        case _:
+            return int(served_as)
+
+
+def _text(pem: bytes) -> str:
+    """PEM as text: what stands around its blocks may be of any encoding."""
+    return pem.decode(errors="replace")
 
 
 def _policies(store: CollateralStore, _: sa.Connection) -> Iterator[_Policy]:
@@ -225,11 +487,6 @@ def _raw_tcb(row: Any) -> _RawTcb | None:  # noqa: ANN401 - of registrations, or
     return _RawTcb(row.cpu_svn, row.pce_svn) if row.cpu_svn else None
 
 
-def _text(pem: bytes) -> str:
-    """PEM as text: what stands around its blocks may be of any encoding."""
-    return pem.decode(errors="replace")
-
-
 def _read_platform_line(store: CollateralStore, data: bytes, number: int, now: datetime) -> Keep:
     """Verify a line and give what keeps it."""
     line, field = _decode(data, _PLATFORM_LINE, number), f"line {number}"
@@ -289,262 +546,3 @@ def _registration(line: _Registration, field: str, now: datetime) -> Registratio
     since, seen = at_most(line.since, now, field), at_most(line.last_seen, now, field)
     began = since if line.began is None else at_most(line.began, now, field)
     return Registration(request, line.state, since, bytes.fromhex(line.fmspc or ""), seen, began)
-
-
-ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
-"""What an archive begins with."""
-
-MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
-"""Bytes of one line: base64 takes a third more than the document, the chain is text."""
-
-MAX_LINES = 10_000_000
-BATCH = 200
-"""Versions that are verified and kept in one transaction."""
-
-STRUCTURE = "collateral archive"
-
-T = TypeVar("T")
-
-
-class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    format: Literal["confcom-collateral-archive"] = "confcom-collateral-archive"
-    version: Literal[1, 2, 3] = 3
-
-
-class _Seen(msgspec.Struct, forbid_unknown_fields=True):
-    served_as: Annotated[str, msgspec.Meta(pattern=r"\A(|standard|early|[0-9]{1,9})\Z")]
-    source: _Source
-    first_seen: datetime
-    last_seen: datetime
-
-
-class _Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    kind: DocumentKind
-    tee: Literal["sgx", "tdx"] | None = None
-    fmspc: Hex6 | None = None
-    ca: Literal["processor", "platform"] | None = None
-    body: str
-    issuer_chain: Annotated[str, msgspec.Meta(max_length=MAX_PEM)] = ""
-    seen: Annotated[list[_Seen], msgspec.Meta(min_length=1, max_length=MAX_SIGHTINGS)]
-
-
-class _End(msgspec.Struct, forbid_unknown_fields=True):
-    end: int
-
-
-_HEADER = msgspec.json.Decoder(_Header)
-_LINE = msgspec.json.Decoder(_Line)
-_END = msgspec.json.Decoder(_End)
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """How much was written to an archive."""
-
-    documents: int
-    policies: int
-    certificates: int
-    registrations: int
-    history: int
-
-
-@dataclass(slots=True)
-class Imported:
-    """What an import took in: documents, and other lines (PCK certificates, registrations, policies), all and new ones.
-
-    `ahead`: by how much the clock of the machine that wrote the archive was ahead of this one.
-    """
-
-    documents: int = 0
-    new: int = 0
-    others: int = 0
-    new_others: int = 0
-    keys: set[DocumentKey] = field(default_factory=set)
-    ahead: timedelta = timedelta()
-
-
-def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = False) -> Exported:
-    """Write every version in the store, and the policies; with `platforms`, all that is known of platforms."""
-    file.write(msgspec.json.encode(_Header()) + b"\n")
-    written: set[int] = set()
-    for key in store.document_keys():
-        for version in store.history(key):
-            if version.id not in written:
-                written.add(version.id)
-                file.write(msgspec.json.encode(_line(store.load(version), version.sightings)) + b"\n")
-    parts = (_policies, _certificates, _registrations, _history) if platforms else (_policies,)
-    with store.database.read(paused=True) as connection:  # as of one moment: choices name certificates
-        connection = connection.execution_options(yield_per=PAGE)
-        others = [_write_lines(file, part(store, connection)) for part in parts]
-    exported = Exported(len(written), *others, *[0] * (4 - len(others)))
-    file.write(msgspec.json.encode(_End(len(written) + sum(others))) + b"\n")
-    return exported
-
-
-def _write_lines(file: BinaryIO, lines: Iterable[msgspec.Struct]) -> int:
-    count = 0
-    for line in lines:
-        file.write(msgspec.json.encode(line) + b"\n")
-        count += 1
-    return count
-
-
-def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Imported:
-    """Verify every version of an archive and keep it.
-
-    Versions are kept in batches, so some that stand before a refused line are kept. An archive without its end line was
-    cut off: `FormatError`. Where its dates and `now` cannot both be right: `ClockError`.
-    """
-    imported = Imported()
-    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]] = []
-    others: list[Keep] = []
-    for found in _read(store, file, now, imported):
-        if isinstance(found, tuple):
-            document, sightings = found
-            verified = verify_document(document, roots=store.roots)
-            Dates(verified.facts.issue_date, verified.expires).require_clock(now)
-            batch.append((verified, sightings))
-            imported.documents += 1
-            imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
-        else:
-            others.append(found)
-            imported.others += 1
-        if len(batch) + len(others) == BATCH:
-            _keep(store, batch, others, imported)
-    _keep(store, batch, others, imported)
-    return imported
-
-
-def _keep(
-    store: CollateralStore,
-    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]],
-    others: list[Keep],
-    imported: Imported,
-) -> None:
-    imported.new += store.add_seen(batch)
-    imported.new_others += store.write(others)
-    batch.clear()
-    others.clear()
-
-
-def _read(
-    store: CollateralStore, file: BinaryIO, now: datetime, imported: Imported
-) -> Iterator[tuple[Document, tuple[Sighting, ...]] | Keep]:
-    _decode(_line_of(file, 1), _HEADER, 1)
-    for number in range(2, MAX_LINES + 3):
-        line = _line_of(file, number)
-        if line.startswith(b'{"end"'):
-            _check_end(_decode(line, _END, number).end, number - 2, file)
-            return
-        if line.startswith(PLATFORM_LINE):
-            yield _read_platform_line(store, line, number, now)
-            continue
-        document, sightings = _document(_decode(line, _LINE, number), number)
-        imported.ahead = max(imported.ahead, *(one.seen - now for one in sightings))
-        yield document, tuple(replace(one, seen=at_most(one.seen, now, f"line {number}")) for one in sightings)
-    raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
-
-
-def _line_of(file: BinaryIO, number: int) -> bytes:
-    line = file.readline(MAX_LINE + 1)
-    if len(line) > MAX_LINE:
-        raise FormatError(f"longer than {MAX_LINE} bytes", structure=STRUCTURE, field=f"line {number}")
-    if number == 1 and not line.startswith(ARCHIVE_START):
-        advice = "Give an archive of `confcom collateral export`; name a folder or a collateral.json by its path."
-        raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1", advice=advice)
-    if not line.endswith(b"\n"):
-        raise FormatError(
-            "the file ends before its end line",
-            structure=STRUCTURE,
-            field=f"line {number}",
-            advice="The archive was cut off: export or copy it again.",
-        )
-    return line
-
-
-def _check_end(stated: int, found: int, file: BinaryIO) -> None:
-    if stated != found:
-        raise FormatError(f"states {stated} lines, found {found}", structure=STRUCTURE, field="end")
-    if file.read(1):
-        raise FormatError("is not the last line", structure=STRUCTURE, field="end")
-
-
-def _decode(line: bytes, decoder: msgspec.json.Decoder[T], number: int) -> T:
-    try:
-        return decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{error}", structure=STRUCTURE, field=f"line {number}") from error
-
-
-def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
-    key = document.key
-    return _Line(
-        kind=key.kind,
-        tee=key.tee,
-        fmspc=None if key.fmspc is None else key.fmspc.hex(),
-        ca=key.ca,
-        body=base64.b64encode(document.body).decode(),
-        issuer_chain=_text(document.issuer_chain),
-        seen=[_Seen(one.served_as, one.source, one.seen, one.seen) for one in sightings],
-    )
-
-
-def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]:
-    where = f"line {number}"
-    try:
-        body = base64.b64decode(line.body, validate=True)
-        key = DocumentKey(
-            line.kind,
-            tee=line.tee,
-            fmspc=None if line.fmspc is None else bytes.fromhex(line.fmspc),
-            ca=line.ca,
-            update=_update(line.seen[0].served_as),
-        )
-    except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
-        raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
-    sightings = tuple(sighting for seen in line.seen for sighting in _sightings(seen, key, where))
-    # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
-    return Document(_by_number(key, sightings), body, line.issuer_chain.encode()), sightings
-
-
-def _sightings(seen: _Seen, key: DocumentKey, where: str) -> Iterator[Sighting]:
-    if (seen.served_as == "") != (key.update is None):
-        raise FormatError("served_as does not fit the kind", structure=STRUCTURE, field=where)
-    if seen.first_seen.tzinfo is None or seen.last_seen.tzinfo is None:
-        raise FormatError("a time has no time zone", structure=STRUCTURE, field=where)
-    if seen.first_seen > seen.last_seen:
-        raise FormatError("was seen last before it was seen first", structure=STRUCTURE, field=where)
-    for time in dict.fromkeys((seen.first_seen, seen.last_seen)):
-        yield Sighting(seen.served_as, seen.source, time)
-
-
-def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:
-    numbers = [int(seen.served_as) for seen in sightings if seen.served_as.isdigit()]
-    return replace(key, update=numbers[0]) if numbers else key
-
-
-def _update(served_as: str) -> Update | None:
-    match served_as:
-        case "":
-            return None
-        case "standard" | "early":
-            return served_as
-        case _:
-            return int(served_as)
-
-
-def at_most(seen: datetime, now: datetime, what: str) -> datetime:
-    """The time at which another machine saw something, not after now; `ClockError` where no small fault explains it."""
-    if seen.tzinfo is None:
-        raise FormatError("a time has no time zone", structure="archive", field=what)
-    try:
-        seen = seen.astimezone(UTC)
-    except OverflowError as error:  # before the year 1, or after 9999
-        raise FormatError("a time is none in UTC", structure="archive", field=what) from error
-    if seen - now > MAX_AHEAD:
-        raise ClockError(
-            f"{what} of the archive was seen at {rfc3339(seen)}, but this machine's clock says {rfc3339(now)}: this "
-            "clock is behind, or that of the machine which wrote the archive was ahead",
-            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
-        )
-    return min(seen, now)

@@ -63,6 +63,11 @@ _FIELDS: dict[DocumentKind, frozenset[str]] = {
     DocumentKind.TCB_EVALUATION_DATA_NUMBERS: frozenset({"tee"}),
 }
 """Which fields of a key a kind has."""
+_ENCLAVES: dict[DocumentKind, pcs.Enclave] = {
+    DocumentKind.QE_IDENTITY: "qe",
+    DocumentKind.QVE_IDENTITY: "qve",
+    DocumentKind.QAE_IDENTITY: "qae",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +155,14 @@ def request_for(key: DocumentKey) -> pcs.DocumentRequest:
     match key.kind:
         case DocumentKind.TCB_INFO:
             return pcs.TcbInfoRequest(tee, key.fmspc or b"", update)
-        case DocumentKind.QE_IDENTITY:
-            return pcs.EnclaveIdentityRequest(tee, "qe", update)
-        case DocumentKind.QVE_IDENTITY:
-            return pcs.EnclaveIdentityRequest("sgx", "qve", update)
-        case DocumentKind.QAE_IDENTITY:
-            return pcs.EnclaveIdentityRequest("sgx", "qae", update)
         case DocumentKind.PCK_CRL:
             return pcs.PckCrlRequest(key.ca or "platform")
         case DocumentKind.ROOT_CA_CRL:
             return pcs.RootCaCrlRequest()
         case DocumentKind.TCB_EVALUATION_DATA_NUMBERS:
             return pcs.TcbEvaluationDataNumbersRequest(tee)
+        case kind:
+            return pcs.EnclaveIdentityRequest(tee, _ENCLAVES[kind], update)
 
 
 def key_for(request: pcs.DocumentRequest) -> DocumentKey | None:
@@ -172,11 +173,9 @@ def key_for(request: pcs.DocumentRequest) -> DocumentKey | None:
     match request:
         case pcs.TcbInfoRequest(tee, fmspc, update):
             return DocumentKey.tcb_info(tee, fmspc, update)
-        case pcs.EnclaveIdentityRequest(tee, "qe", update):
-            return DocumentKey.qe_identity(tee, update)
-        case pcs.EnclaveIdentityRequest(_, enclave, update):
-            kind = DocumentKind.QVE_IDENTITY if enclave == "qve" else DocumentKind.QAE_IDENTITY
-            return DocumentKey(kind, update=update)
+        case pcs.EnclaveIdentityRequest(tee, enclave, update):
+            kind = next(kind for kind, name in _ENCLAVES.items() if name == enclave)
+            return DocumentKey(kind, tee=tee if "tee" in _FIELDS[kind] else None, update=update)
         case pcs.PckCrlRequest(ca):
             return DocumentKey.pck_crl(ca)
         case pcs.RootCaCrlRequest():

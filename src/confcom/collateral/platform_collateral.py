@@ -81,13 +81,12 @@ _TCB_INFOS: dict[str, tuple[Tee, Update]] = {
     "tdx_tcbinfo_early": ("tdx", "early"),
 }
 _IDENTITIES: dict[str, DocumentKey] = {
-    f"{name}{suffix}": key
-    for suffix, update in (("", "standard"), ("_early", "early"))
-    for name, key in (
-        ("qeidentity", DocumentKey.qe_identity("sgx", "early" if update == "early" else "standard")),
-        ("tdqeidentity", DocumentKey.qe_identity("tdx", "early" if update == "early" else "standard")),
-        ("qveidentity", DocumentKey(DocumentKind.QVE_IDENTITY, update="early" if update == "early" else "standard")),
-    )
+    "qeidentity": DocumentKey.qe_identity("sgx"),
+    "tdqeidentity": DocumentKey.qe_identity("tdx"),
+    "qveidentity": DocumentKey(DocumentKind.QVE_IDENTITY, update="standard"),
+    "qeidentity_early": DocumentKey.qe_identity("sgx", "early"),
+    "tdqeidentity_early": DocumentKey.qe_identity("tdx", "early"),
+    "qveidentity_early": DocumentKey(DocumentKind.QVE_IDENTITY, update="early"),
 }
 
 

@@ -63,15 +63,18 @@ class DatabaseAddress:
         """
         if str(text) in ("", ":memory:"):  # SQLite: in memory, one for each thread
             raise ConfigError(f"{str(text)!r} is not the name of a store's file", advice="Name a path.")
-        if not str(text).startswith(("postgresql:", "postgres:")):
+        is_ours = str(text).startswith(("postgresql:", "postgres:"))
+        if not is_ours and "://" not in str(text):
             return cls(sa.URL.create("sqlite", database=str(text)))
         try:
             url = sa.make_url(str(text)).set(drivername="postgresql+psycopg")
         except (SQLAlchemyError, ValueError):
+            is_ours = False
+        if not is_ours:  # of another engine or driver, or malformed
             raise ConfigError(  # without the text, which may have a password in it
                 "the URL of the database cannot be read",
                 advice="Write postgresql://USER@HOST:PORT/DATABASE; percent-encode special characters of a password.",
-            ) from None
+            )
         return cls(_protected(url))
 
     @property

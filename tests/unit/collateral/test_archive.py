@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec import structs
 
+from confcom.collateral import archive as archives
 from confcom.collateral.archive import MAX_LINE, Exported, read_archive, write_archive
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.store.platforms import PlatformTcb
@@ -453,3 +454,12 @@ def test_an_archive_cannot_make_the_history_of_a_platform_grow_at_will(peopled, 
     kept = [line for line in exported(other) if line.get("platform") == "former-registration"]
     assert len(kept) == 1 + 64
     assert kept[-1]["platform_manifest"] == base64.b64encode(b"made up 199").decode()
+
+
+def test_long_lines_are_not_held_until_there_are_many(peopled, other, later, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_HELD", 5_000)
+    lengths = [len(json.dumps(line)) for line in exported(peopled)]
+    before = other.changes()
+    crossed(peopled, other, later)
+    assert other.changes() - before >= sum(lengths) // 10_000 > 3
+    assert carried(other) == carried(peopled)

@@ -448,6 +448,9 @@ def test_addresses(text: str, shown: str, more: dict[str, str]) -> None:
     [
         ("postgresql://u:secret@db:port/db", "cannot be read"),
         ("postgresql:u:secret", "cannot be read"),
+        ("postgresql+psycopg2://u:secret@db/db", "cannot be read"),
+        ("mysql://u:secret@db/db", "cannot be read"),
+        ("sqlite:////var/lib/secret.sqlite", "cannot be read"),
         ("postgresql:///db", "names no host"),
         ("postgresql://u:secret@db/db?sslmode=require", "sslmode=require"),
         ("postgresql://u:secret@db/db?sslmode=disable", "sslmode=disable"),

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, cast
+from typing import Annotated, BinaryIO, Literal, TypeVar, cast
 
 import msgspec
 import structlog
@@ -63,6 +63,13 @@ MAX_REGISTRATION = 256 << 10
 
 MAX_PAGE = 1000
 """Platforms that a client may ask for at a time."""
+
+MAX_POLICY = 256 * 1024
+"""Characters of a policy; Intel's have some thousand."""
+MAX_AGE = 3600
+"""Seconds that clients may keep a policy: only an administrator changes it."""
+
+T = TypeVar("T")
 
 
 WRONG_TOKENS = 5
@@ -203,7 +210,7 @@ def _no_room(error: OSError) -> Refused:
 
 
 class Administration:
-    """The paths that change something; all need a token."""
+    """The paths that change something; all need a token, except to read a policy."""
 
     def __init__(
         self,
@@ -227,6 +234,7 @@ class Administration:
             "platforms": {"GET": self.list_platforms, "POST": self.register, "DELETE": self.remove_platforms},
             "platformcollateral": {"PUT": self.take_collateral},
             "refresh": {"GET": self.refresh, "POST": self.refresh},
+            "appraisalpolicy": {"GET": self.read_policy, "PUT": self.put_policy},
         }
         return {
             f"/sgx/certification/v{version}/{name}": methods for name, methods in handlers.items() for version in (3, 4)
@@ -238,7 +246,7 @@ class Administration:
         named = _updates(request.query_params.get("update", "standard"))
         updates = [request.scope[SET] if update == "standard" else update for update in named]
         async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
-            platform = _decode(body)
+            platform = _decode(body, _PLATFORM, REGISTRATION)
         await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
 
@@ -327,6 +335,31 @@ class Administration:
                 raise FormatError("is not certs", structure="PCS request", field="type")
         return _report(report)
 
+    async def read_policy(self, request: Request) -> Answer:
+        """The default policy of an FMSPC: the text that was put."""
+        fmspc = hex_field(request.query_params.get("fmspc", ""), 6, "PCS request", "fmspc")
+        policy = await self._cache.read(lambda: self._cache.store.policies.default(fmspc))
+        if policy is None:
+            raise CollateralNotFound(
+                f"there is no default appraisal policy of FMSPC {fmspc.hex()}",
+                advice="Put one: pccsadmin.py put -u https://HOST:8081/sgx/certification/v4/appraisalpolicy -d "
+                "-f FMSPC -i policy.jwt",
+            )
+        headers = (("Content-Type", TEXT), ("Cache-Control", f"max-age={MAX_AGE}"))
+        return answer_of(HttpResponse(200, headers, policy.encode()))
+
+    async def put_policy(self, request: Request) -> Answer:
+        """Keep a policy; answers with its id."""
+        self._tokens.require(request, "admin")
+        async with self._bodies.read(request, limit=2 * MAX_POLICY) as body:
+            id_ = await self._cache.read(lambda: self._put(body))
+        return text_answer(id_)
+
+    def _put(self, body: bytes) -> str:
+        found = _decode(body, _POLICY, STRUCTURE)
+        fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
+        return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)
+
 
 def _report(report: RefreshReport) -> Answer:
     if not report.failures:
@@ -379,7 +412,14 @@ class StreamedAnswer(Answer):
         await send({"type": "http.response.body", "body": b""})
 
 
+class _PolicyForm(msgspec.Struct):
+    is_default: bool
+    fmspc: str
+    policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY)]
+
+
 _PLATFORM = msgspec.json.Decoder(PlatformForm)
+_POLICY = msgspec.json.Decoder(_PolicyForm)
 
 
 def _request(platform: PlatformForm) -> PckCertRequest | PckCertsRequest:
@@ -417,13 +457,10 @@ def _listed(entry: Registration) -> dict[str, str]:
 
 
 def _updates(text: str) -> tuple[Update, ...]:
-    match text.lower():
-        case ("standard" | "early") as update:
-            return (update,)
-        case "all":
-            return ("standard", "early")
-        case _:
-            raise FormatError("is none of standard, early, all", structure="PCS request", field="update")
+    sets: dict[str, tuple[Update, ...]] = {"standard": ("standard",), "early": ("early",), "all": ("standard", "early")}
+    if text.lower() not in sets:
+        raise FormatError("is none of standard, early, all", structure="PCS request", field="update")
+    return sets[text.lower()]
 
 
 def _limit(text: str) -> int:
@@ -456,77 +493,18 @@ def _time(text: str) -> datetime:
     return time
 
 
-def _decode(body: bytes) -> PlatformForm:
+def _decode(body: bytes, decoder: msgspec.json.Decoder[T], structure: str) -> T:
     try:
         check_members_once(body)
-        return _PLATFORM.decode(body)
+        return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FormatError(f"not the documented JSON: {error}", structure=REGISTRATION, field="") from error
+        raise FormatError(f"not the documented JSON: {error}", structure=structure, field="") from error
 
 
 def _fmspcs(text: str) -> list[bytes]:
     if not (text.startswith("[") and text.endswith("]")):
         raise FormatError("is none of reg, reg_na, [FMSPC,…]", structure="PCS request", field="source")
     named = [part.strip().strip("\"'") for part in text[1:-1].split(",") if part.strip()]
-    found = [unhex(part, REGISTRATION, "fmspc") for part in named]
-    if len(found) > 1000 or any(len(fmspc) != 6 for fmspc in found):
-        raise FormatError("names FMSPCs of 12 hexadecimal digits", structure="PCS request", field="fmspc")
-    return found
-
-
-MAX_POLICY = 256 * 1024
-"""Characters of a policy; Intel's have some thousand."""
-MAX_AGE = 3600
-"""Seconds that clients may keep one: only an administrator changes it."""
-
-
-class PolicyPaths:
-    """`appraisalpolicy`, in both versions of the interface: reading is open, changing needs the admin token."""
-
-    def __init__(self, cache: CollateralCache, *, tokens: Tokens, bodies: Bodies) -> None:
-        self._cache = cache
-        self._tokens = tokens
-        self._bodies = bodies
-
-    def routes(self) -> Routes:
-        """Both paths."""
-        methods = {"GET": self.read, "PUT": self.put}
-        return {f"/sgx/certification/v{version}/appraisalpolicy": methods for version in (3, 4)}
-
-    async def read(self, request: Request) -> Answer:
-        """The default policy of an FMSPC: the text that was put."""
-        fmspc = hex_field(request.query_params.get("fmspc", ""), 6, "PCS request", "fmspc")
-        policy = await self._cache.read(lambda: self._cache.store.policies.default(fmspc))
-        if policy is None:
-            raise CollateralNotFound(
-                f"there is no default appraisal policy of FMSPC {fmspc.hex()}",
-                advice="Put one: pccsadmin.py put -u https://HOST:8081/sgx/certification/v4/appraisalpolicy -d "
-                "-f FMSPC -i policy.jwt",
-            )
-        headers = (("Content-Type", TEXT), ("Cache-Control", f"max-age={MAX_AGE}"))
-        return answer_of(HttpResponse(200, headers, policy.encode()))
-
-    async def put(self, request: Request) -> Answer:
-        """Keep a policy; answers with its id."""
-        self._tokens.require(request, "admin")
-        async with self._bodies.read(request, limit=2 * MAX_POLICY) as body:
-            id_ = await self._cache.read(lambda: self._put(body))
-        return text_answer(id_)
-
-    def _put(self, body: bytes) -> str:
-        try:
-            check_members_once(body)
-            found = _FORM.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
-        fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
-        return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)
-
-
-class _Form(msgspec.Struct):
-    is_default: bool
-    fmspc: str
-    policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY)]
-
-
-_FORM = msgspec.json.Decoder(_Form)
+    if len(named) > 1000:
+        raise FormatError("names more than 1000 FMSPCs", structure="PCS request", field="fmspc")
+    return [hex_field(part, 6, "PCS request", "fmspc") for part in named]

@@ -28,7 +28,7 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, TcbSets, Tee, clients_of
-from confcom.services.collateral.admin import Administration, Bodies, PolicyPaths, Tokens
+from confcom.services.collateral.admin import Administration, Bodies, Tokens
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
 from confcom.services.collateral.cache import CollateralCache, SingleFlight, Upstream
 from confcom.services.collateral.pck_certificates import PckCertificates
@@ -264,9 +264,8 @@ async def serve(
         file = store.address.path
         bodies = Bodies(config, folder=None if file is None else file.parent)
         administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
-        policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
-        more = {**administration.routes(), **policies.routes(), **readiness.routes()}
+        more = {**administration.routes(), **readiness.routes()}
         secrets = server_secrets(config.files())
         app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets, sets=sets)
         if asked is not None:
