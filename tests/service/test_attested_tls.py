@@ -40,8 +40,8 @@ from confcom.atls import (
     serve_fresh,
 )
 from confcom.atls.client import name_of_nonce, nonce_of_name
-from confcom.atls.event_loop import server_name
 from confcom.atls.issuer import utc_now
+from confcom.atls.server import server_name
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfigError, PlatformBusy, PlatformError, PlatformUnavailable
@@ -536,13 +536,13 @@ async def test_an_event_loop_goes_on_while_a_quote_is_made() -> None:
 
 async def test_hostile_clients_do_not_stop_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that say nothing, a byte, nonsense, or half of a first message, and then leave or stay."""
-    from confcom.atls import event_loop
+    from confcom.atls import server as atls_server
 
-    monkeypatch.setattr(event_loop, "DEADLINE", 0.5)
+    monkeypatch.setattr(atls_server, "DEADLINE", 0.5)
     half = hello_of(name_of_nonce(bytes(32)))[:100]
     with contextlib.ExitStack() as staying:
         async with serving_fresh(ServerContext(issuer())) as port:
-            for number in range(event_loop.MAX_PENDING + 5):
+            for number in range(atls_server.MAX_PENDING + 5):
                 one = staying.enter_context(connected(port))
                 one.sendall((b"", b"\x16", b"GET / HTTP/1.1\r\n", half)[number % 4])
             for sent in (b"", b"\x16", b"\x16\x03\x01\xff\xff", bytes(100), half):
@@ -559,13 +559,13 @@ async def test_hostile_clients_do_not_stop_a_loop(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_those_who_stay_silent_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from confcom.atls import event_loop
+    from confcom.atls import server as atls_server
 
-    monkeypatch.setattr(event_loop, "DEADLINE", 10.0 * HANG)
-    monkeypatch.setattr(event_loop, "PATIENCE", 0.2)
+    monkeypatch.setattr(atls_server, "DEADLINE", 10.0 * HANG)
+    monkeypatch.setattr(atls_server, "PATIENCE", 0.2)
     with contextlib.ExitStack() as staying:
         async with serving_fresh(ServerContext(issuer())) as port, asyncio.timeout(HANG):
-            silent = [staying.enter_context(connected(port)) for _ in range(event_loop.MAX_PENDING + 1)]
+            silent = [staying.enter_context(connected(port)) for _ in range(atls_server.MAX_PENDING + 1)]
             _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
             writer.close()
             assert await asyncio.to_thread(silent[0].recv, 1) == b""  # the one that came first

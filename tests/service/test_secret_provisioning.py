@@ -31,7 +31,8 @@ from attested_tls import HANG, accepts, declared, issuer, quotes, world
 from confcom import RememberedCollateral, SourceOptions
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.atls import event_loop, secret_provisioning, serve_secret
+from confcom.atls import secret_provisioning, serve_secret
+from confcom.atls import server as atls_server
 from confcom.atls.issuer import IssuedCertificate, utc_now
 from confcom.collateral.bundle import save_bundle
 from confcom.errors import ConfcomError, ConfigError
@@ -174,7 +175,7 @@ async def test_sessions_are_not_resumed() -> None:
 
 
 async def test_silent_clients_keep_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_loop, "PATIENCE", 0.2)
+    monkeypatch.setattr(atls_server, "PATIENCE", 0.2)
     with contextlib.ExitStack() as staying:
         async with serving() as port:
             for number in range(150):

@@ -6,12 +6,19 @@ docs/howto/attested-tls.md shows them with each library, docs/explanation/attest
 
 from __future__ import annotations
 
-from confcom.atls.client import ClientContext, NotAttested, PinnedPeer, attested_peer, fetch_and_pin
-from confcom.atls.event_loop import serve_fresh
+from confcom.atls.client import (
+    ClientContext,
+    NotAttested,
+    PinnedPeer,
+    attested_peer,
+    fetch_and_pin,
+    https_only,
+    https_opener,
+    https_session,
+)
 from confcom.atls.issuer import IssuedCertificate, Issuer, load_pair
-from confcom.atls.libraries import https_only, https_opener, https_session
 from confcom.atls.secret_provisioning import serve_secret
-from confcom.atls.server import ServerContext
+from confcom.atls.server import ServerContext, serve_fresh
 
 __all__ = [
     "ClientContext",

@@ -26,8 +26,8 @@ from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.peer import VerifiedPeer, check_binding, read_attested_certificate, verify_attested
 from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.atls.event_loop import DEADLINE, serve_each
 from confcom.atls.issuer import utc_now
+from confcom.atls.server import DEADLINE, serve_each
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.attested_certificate import AttestedCertificate

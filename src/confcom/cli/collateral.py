@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from confcom.cli.daemons import collateral_service
-from confcom.cli.databases import migrate_command
+from confcom.cli.daemons import collateral_service, migrate_command
 from confcom.cli.options import FILE, KEY_VARIABLE, STREAM, json_option, output_options, store_option, trust_root_option
 
 

@@ -60,8 +60,7 @@ def doctor(
     problems; 7: there are some.
     """
     from confcom.devices.host import Host
-    from confcom.doctor.checks import Diagnosis, Role, Subject
-    from confcom.doctor.node_checks import node_findings, simulated_platform
+    from confcom.doctor.checks import Diagnosis, Role, Subject, node_findings, simulated_platform
     from confcom.doctor.quoting_checks import (
         aesm_findings,
         collateral_finding,

@@ -98,7 +98,7 @@ class LazyGroup(AzGroup):
 
 
 COMMANDS: CommandTable = {
-    "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
+    "demo": ("confcom.cli.simulate", "demo", "Show the whole system on this machine, on the simulated platform."),
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
     "inspect": (
         "confcom.cli.inspect",
@@ -112,8 +112,8 @@ COMMANDS: CommandTable = {
     "quote-helper": ("confcom.cli.daemons", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
     "metrics": ("confcom.cli.daemons", "metrics", "Show and report what this node's containers use of EPC."),
     "metrics-api": ("confcom.cli.daemons", "metrics_api", "Answer HPA with what pods use of EPC and make of quotes."),
-    "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
-    "why": ("confcom.cli.why", "why", "Explain a pod: why it waits, its EPC, its quotes, and what to do."),
+    "top": ("confcom.cli.pods", "top", "Show EPC and quotes per node and pod of a cluster."),
+    "why": ("confcom.cli.pods", "why", "Explain a pod: why it waits, its EPC, its quotes, and what to do."),
     "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
     "check-pods": (
         "confcom.cli.check_pods",

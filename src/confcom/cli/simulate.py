@@ -1,4 +1,4 @@
-"""`confcom simulate`: machines without SGX hardware, their collateral and their enclaves, in files."""
+"""`confcom simulate`: machines without SGX hardware, in files; `confcom demo`: the whole system on one of them."""
 
 from __future__ import annotations
 
@@ -143,3 +143,21 @@ def _toml_string(text: str, option: str) -> str:
     if not text.isprintable():
         raise ConfigError(f"{option}: a name has printable characters only")
     return json.dumps(text, ensure_ascii=False)
+
+
+@click.command()
+@click.option(
+    "--keep",
+    metavar="FOLDER",
+    type=FILE,
+    help="Leave machine, collateral and quotes in this new folder, for experiments of your own.",
+)
+def demo(keep: Path | None) -> int:
+    """Show the whole system on this machine, on the simulated platform.
+
+    Two enclaves attest each other through the quote helper, without it, and as neighbours; then forgeries are refused.
+    Needs no hardware, no network and no privileges, and leaves nothing behind.
+    """
+    from confcom.cli.demo_acts import play
+
+    return play(keep)

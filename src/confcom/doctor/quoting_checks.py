@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.collateral.bundle import load_bundle
-from confcom.doctor.checks import Finding, Level, Role, Subject, worst
-from confcom.doctor.node_checks import host_mounts
+from confcom.doctor.checks import Finding, Level, Role, Subject, host_mounts, worst
 from confcom.errors import ConfcomError, FormatError, PlatformError
 from confcom.formats.qcnl import KEYS, MAX_QCNL, QcnlFile, type_name
 from confcom.pki.roots import TrustRoots

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.host import Host
-from confcom.doctor.checks import Finding, Level, Role, Subject
-from confcom.doctor.node_checks import host_mounts, node_findings
+from confcom.doctor.checks import Finding, Level, Role, Subject, host_mounts, node_findings
 from sgx_host_folder import complete_host, write
 
 

@@ -20,8 +20,17 @@ from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, judge
 from confcom.formats.tcb_info import TcbStatus
-from confcom.report.html import FOLDER, Report, report_document
-from confcom.report.pictures import MAX_LEVELS, Column, Level, LevelPicture, level_pictures, time_line
+from confcom.report.html import (
+    FOLDER,
+    MAX_LEVELS,
+    Column,
+    Level,
+    LevelPicture,
+    Report,
+    level_pictures,
+    report_document,
+    time_line,
+)
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.enclaves import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedWorld

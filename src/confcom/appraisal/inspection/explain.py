@@ -15,8 +15,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.enclave_file import read_signed_enclave
-from confcom.appraisal.inspection import collateral, pki, quotes, token
-from confcom.appraisal.inspection.attested import attested_items
+from confcom.appraisal.inspection import documents, pki, quotes
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
@@ -179,8 +178,8 @@ def _text(text: bytes, size: int) -> Inspection | None:
     start = text.find(b"\n-----BEGIN ") + 1
     if start and _is_text(text):
         return _pem(text[start:], size)
-    if token.TOKEN.fullmatch(text):
-        return Inspection("attestation-token", "attestation token (JWT)", "text", size, token.token_items(text))
+    if documents.TOKEN.fullmatch(text):
+        return Inspection("attestation-token", "attestation token (JWT)", "text", size, documents.token_items(text))
     if text.startswith(b"<") and _is_text(text):
         raise _refusal("this is an XML or HTML document")
     return None
@@ -219,22 +218,24 @@ def _json(text: bytes, size: int) -> Inspection:
         return Inspection(kind, title, "JSON", size, items)
 
     if "tcbInfo" in keys:
-        return found("tcb-info", "TCB info", collateral.signed_tcb_info_items(SignedTcbInfo.parse(text)))
+        return found("tcb-info", "TCB info", documents.signed_tcb_info_items(SignedTcbInfo.parse(text)))
     if "enclaveIdentity" in keys:
         signed = SignedEnclaveIdentity.parse(text)
-        return found("enclave-identity", "enclave identity", collateral.signed_identity_items(signed))
+        return found("enclave-identity", "enclave identity", documents.signed_identity_items(signed))
     if {"tcb_info", "pck_crl"} <= keys.keys():
-        return found("collateral", "collateral of one platform", collateral.collateral_items(text))
+        return found("collateral", "collateral of one platform", documents.collateral_items(text))
     if {"tcbLevels", "fmspc"} <= keys.keys():
-        items = collateral.tcb_info_items(SignedTcbInfo(text, b"").tcb_info())
+        items = documents.tcb_info_items(SignedTcbInfo(text, b"").tcb_info())
         return found("tcb-info", "TCB info without its signature", items)
     if {"tcbLevels", "mrsigner"} <= keys.keys():
-        items = collateral.identity_items(SignedEnclaveIdentity(text, b"").enclave_identity())
+        items = documents.identity_items(SignedEnclaveIdentity(text, b"").enclave_identity())
         return found("enclave-identity", "enclave identity without its signature", items)
     if "token" in keys:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             held = msgspec.json.decode(keys["token"], type=str)
-            return found("attestation-token", "attestation token (JWT) in an answer", token.token_items(held.encode()))
+            return found(
+                "attestation-token", "attestation token (JWT) in an answer", documents.token_items(held.encode())
+            )
     if {"format", "seed", "sgx_components"} <= keys.keys():
         raise _refusal("this is the machine file of a simulated platform, which is to be kept secret")
     names = ", ".join(repr(key[:40]) for key in sorted(keys)[:8]) or "nothing"
@@ -288,7 +289,7 @@ def _der(content: bytes, encoding: str) -> Inspection | None:
 
 def _certificate(content: bytes, written: str, size: int) -> Inspection | None:
     """A certificate with evidence; other readers may not take it, such as Gramine's."""
-    items = attested_items(content)
+    items = quotes.attested_items(content)
     if items is None:
         return None
     return Inspection("attested-certificate", "certificate with evidence", written, size, items)

@@ -18,8 +18,7 @@ from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import EvidenceFile, decode_text
 from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
 from confcom.pki.roots import TrustRoots
-from confcom.report.html import Report
-from confcom.report.pictures import time_line
+from confcom.report.html import Report, time_line
 from confcom.report.summary import Summary
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.signing_keys import SigningKeys
