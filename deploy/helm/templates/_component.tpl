@@ -22,6 +22,7 @@ init: tasks that prepare something for it, as for confcom.task
 volumes: beside /tmp: as in a pod, and `at`, where it mounts them; `writable`
 mounts: further ones
 pod: further fields of its pods
+traits: names of templates trait.NAME with what several components have: more of the above. They get this description
 */}}
 
 {{/* Descriptions of the components that run, with their values as `own`, by name, as JSON. */}}
@@ -35,8 +36,17 @@ pod: further fields of its pods
 {{- if or $own.enabled (eq $component "device-plugin") }}
 {{- $it := include (print "component." $component) $ | fromYaml }}
 {{- with $it.Error }}{{ fail (printf "component.%s: %s" $component .) }}{{ end }}
+{{- $_ := set (set $it "component" $component) "own" $own }}
+{{- range $it.traits }}
+{{- $trait := include (print "trait." .) (merge (dict "root" $) $it) | fromYaml }}
+{{- with $trait.Error }}{{ fail (printf "component.%s: %s" $component .) }}{{ end }}
+{{- range $key := list "egress" "env" "init" "volumes" }}
+{{- $_ := set $it $key (concat (get $it $key | default list) (get $trait $key | default list)) }}
+{{- end }}
+{{- $_ := merge $it $trait }}
+{{- end }}
 {{- with $it.writes }}{{ $_ := set $it "rules" (include "confcom.writesRules" . | fromYamlArray) }}{{ end }}
-{{- $_ := set $found $component (merge (dict "component" $component "own" $own) $it) }}
+{{- $_ := set $found $component $it }}
 {{- end }}
 {{- end }}
 {{- toJson $found }}

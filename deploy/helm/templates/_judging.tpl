@@ -24,32 +24,28 @@
 What a service that judges quotes needs besides: where it gets collateral, and on the simulated platform the root of
 the world, with which quotes could be forged: a task takes out the root's certificate.
 */}}
-{{- define "judging.settings" -}}
-COLLATERAL: {{ include "confcom.collateralSource" . | default "intel" | quote }}
-{{- if .Values.collateral.enabled }}
-COLLATERAL_CA: /etc/confcom/collateral-ca/ca-certificates.crt
-{{- end }}
-{{- if eq .Values.platform "simulated" }}
-TRUST_ROOTS: /trust/world/root_ca.pem
-{{- end }}
-{{- end }}
-
-{{- define "judging.egress" -}}
-{{- $asked := ternary (list 53 8081) (list 53 80 443 8081) .Values.collateral.enabled }}
-{{- concat $asked (include "confcom.collateralPorts" . | fromYamlArray) | toJson }}
-{{- end }}
-
-{{- define "judging.init" -}}
-{{- if eq .Values.platform "simulated" -}}
+{{- define "trait.judges" -}}
+{{- $values := .root.Values }}
+{{- $simulated := eq $values.platform "simulated" }}
+{{- $asked := ternary (list 53 8081) (list 53 80 443 8081) $values.collateral.enabled -}}
+egress: {{ concat $asked (include "confcom.collateralPorts" .root | fromYamlArray) | toJson }}
+settings:
+  COLLATERAL: {{ include "confcom.collateralSource" .root | default "intel" | quote }}
+  {{- if $values.collateral.enabled }}
+  COLLATERAL_CA: /etc/confcom/collateral-ca/ca-certificates.crt
+  {{- end }}
+  {{- if $simulated }}
+  TRUST_ROOTS: /trust/world/root_ca.pem
+  {{- end }}
+{{- if $simulated }}
+init:
 - name: root
   args: [simulate, collateral, /world/machine.json, -o, /trust/world]
   mounts: [{name: world, at: /world}, {name: trust, at: /trust, writable: true}]
 {{- end }}
-{{- end }}
-
-{{- define "judging.volumes" -}}
-{{- include "confcom.collateralCa" (list . "/etc/confcom/collateral-ca") }}
-{{- if eq .Values.platform "simulated" }}
+volumes:
+{{- include "confcom.collateralCa" (list .root "/etc/confcom/collateral-ca") | nindent 0 }}
+{{- if $simulated }}
 - {name: trust, at: /trust, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
 - {name: world, secret: {secretName: confcom-simulated-world}}
 {{- end }}

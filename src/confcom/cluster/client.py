@@ -28,6 +28,7 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
 from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_http_url
+from confcom.formats.yaml_text import read_yaml
 
 WATCH_AGAIN = 1.0
 """Seconds between the beginnings of two watches of a client: a server, or a proxy, may end each one at once."""
@@ -39,6 +40,13 @@ _NOT_FOUND = 404
 _UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 """What lightkube raises for an answer that is no object of the API (a proxy's page), and for a credential plugin."""
 _PLUGIN = "client.authentication.k8s.io"
+_OTHER_WAY = {
+    "proxy-url": "Set HTTPS_PROXY to that URL for this command.",
+    "tls-server-name": "Write a name of the server's certificate as the host of `server`.",
+}
+_OTHER_USER = dict.fromkeys(
+    ("as", "as-uid", "as-groups", "as-user-extra"), "Choose a context of a user that needs no impersonation."
+)
 _ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
 
@@ -53,6 +61,7 @@ def open_client(
         chosen = _read(kubeconfig).get(context_name=context)
         if chosen is not None:
             parse_http_url(chosen.cluster.server, "an API server")
+            _check_known(chosen)
             _adopt_plugin(chosen.user)
         return AsyncClient(config=chosen, field_manager=field_manager, transport=_transport(chosen))
     except ConfcomError:
@@ -85,6 +94,25 @@ def _adopt_plugin(user: User | None) -> None:
     info = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
     user.exec.env = [*(user.exec.env or ()), NameValue("KUBERNETES_EXEC_INFO", json.dumps(info))]
     user.exec.apiVersion = f"{_PLUGIN}/v1beta1"
+
+
+def _check_known(chosen: SingleConfig) -> None:
+    """Refuse what lightkube passes over: requests would go another way, or be of another user."""
+    if chosen.fname is None:
+        return
+    (document,) = read_yaml(chosen.fname.read_text(), source=str(chosen.fname))
+    for kind, name, settings in (
+        ("cluster", chosen.context.cluster, _OTHER_WAY),
+        ("user", chosen.context.user, _OTHER_USER),
+    ):
+        for entry in document.get(f"{kind}s") or ():
+            for setting in entry[kind].keys() & settings.keys() if entry["name"] == name else ():
+                if setting == "proxy-url" and "https" in getproxies():
+                    continue
+                raise ConfigError(
+                    f"{chosen.fname}: {kind} {name!r} has {setting}, which this client does not support",
+                    advice=settings[setting],
+                )
 
 
 async def list_and_watch(
