@@ -49,8 +49,9 @@ KEPT = {
     STATE_REF: "the settings",
     WORLD_REF: "the simulated world, without which earlier quotes could not be verified",
 } | {
-    Ref("v1", "PersistentVolumeClaim", NAMESPACE, attestation.claim_of(workload)): "policies, audit record and signing "
-    "keys of the attestation service"
+    Ref(
+        "v1", "PersistentVolumeClaim", NAMESPACE, f"{workload.name}{attestation.CLAIM_SUFFIX}"
+    ): "policies, audit record and signing keys of the attestation service"
     for workload in (attestation.HARDWARE, attestation.SIMULATED)
 }
 """What is deleted by a purge alone, and what it is."""

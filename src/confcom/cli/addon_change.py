@@ -25,8 +25,7 @@ from confcom.cli.options import given_by, now, option_of
 from confcom.cli.streams import note, print_json, printable, read_input
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
-from confcom.manifests import attestation, collateral
-from confcom.manifests.addon import API_KEY, AddonState, flat_settings, issuers, render
+from confcom.manifests.addon import API_KEY, AddonState, flat_settings, issuers, remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import ADDON, MANAGER
 from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET
@@ -92,7 +91,7 @@ def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState 
 
     async def work(addon: Addon) -> AddonConfig:
         config = settle(changes, await addon.state())
-        for remark in filter(None, (collateral.remark(config), attestation.remark(config))):
+        for remark in remarks(config):
             note(remark)
         if flags["dry_run"]:
             show_changes(await addon.plan(config))

@@ -77,23 +77,42 @@ def render(
     config.check()
     ports = tuple(dict.fromkeys((*config.api_ports, *api_ports)))
     settled = msgspec.structs.replace(config, image=image_of(config, version), api_ports=ports)
-    rendered = [
-        namespace(),
-        state_object(AddonState(enabled=True, version=version, config=config)),
-        critical_pods(),
-        nothing_else(),
-        *collateral.quote_provider(settled),
+    components = [
         *device_plugin.device_plugin(settled),
         *(quote_helper.quote_helper(settled) if settled.quote_helper else []),
         *(collateral.collateral(settled) if settled.collateral else []),
         *(attestation.attestation(settled) if settled.attestation else []),
         *(certificate_signer.certificate_signer(settled) if settled.attested_certificates else []),
         *(metrics.metrics(settled) if settled.metrics else []),
-        *monitoring.monitoring(settled, operator=prometheus_operator),
         *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),
         *(metrics.metrics_api(settled, cas) if settled.autoscaling else []),
     ]
+    rendered = [
+        namespace(),
+        state_object(AddonState(enabled=True, version=version, config=config)),
+        critical_pods(),
+        nothing_else(),
+        *collateral.quote_provider(settled),
+        *monitoring.monitoring(settled, components, operator=prometheus_operator),
+        *components,
+    ]
     return completed(rendered, settled, version)
+
+
+def remarks(config: AddonConfig) -> list[str]:
+    """What an operator should know who enables these settings."""
+    found = []
+    if config.platform == "intel" and config.quote_helper and not collateral.source(config):
+        found.append(
+            f"the quote helper gets its PCK certificates from the service that its image names in "
+            f"{collateral.OLD_PATH}: --enable-collateral or --collateral-url names another"
+        )
+    if config.attestation and not config.attestation_storage and not config.attestation_database:
+        found.append(
+            "policies, audit record and signing keys of the attestation service end with its pod: "
+            "--attestation-storage names a volume"
+        )
+    return found
 
 
 # The state of the add-on in a cluster.

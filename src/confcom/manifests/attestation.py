@@ -13,9 +13,10 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Mounted, Object, Workload
 from confcom.manifests.tls_service import FOLDER, SharedDatabase, TlsService
 
-HARDWARE, SIMULATED = (
-    Workload("attestation", name) for name in ("confcom-attestation", "confcom-attestation-simulated")
-)
+HARDWARE = Workload("attestation", "confcom-attestation")
+SIMULATED = Workload("attestation", "confcom-attestation-simulated")
+CLAIM_SUFFIX = "-state"
+"""Of the claim of its volume with policies, audit record and signing keys, after its name."""
 PORT = 8443
 SERVICE_PORT = 443
 ADMIN_SECRET = "confcom-attestation-admin"  # noqa: S105 - a name
@@ -29,20 +30,10 @@ KEYS_FOLDER = "/etc/confcom/attestation-keys"
 """With a database: the operator's Secret with the signing keys, which all pods have."""
 
 
-def workload_of(config: AddonConfig) -> Workload:
-    """The service of these settings: one of simulated evidence has another name."""
-    return SIMULATED if config.platform == "simulated" else HARDWARE
-
-
-def claim_of(workload: Workload) -> str:
-    """The claim of the volume with policies, audit record and signing keys."""
-    return f"{workload.name}-state"
-
-
 def attestation(config: AddonConfig) -> list[Object]:
     """Every object of the service."""
-    workload = workload_of(config)
-    secret, storage, claim = config.attestation_tls_secret, config.attestation_storage, claim_of(workload)
+    workload = SIMULATED if config.platform == "simulated" else HARDWARE
+    secret, storage, claim = config.attestation_tls_secret, config.attestation_storage, f"{workload.name}{CLAIM_SUFFIX}"
     found = TlsService(workload, PORT, SERVICE_PORT, secret, storage, claim, _database(config))
     judging = collateral.judging(config)
     return found.objects(
@@ -60,16 +51,6 @@ def _database(config: AddonConfig) -> SharedDatabase | None:
     if not config.attestation_database:
         return None
     return SharedDatabase(config.attestation_database, config.attestation_database_port, config.attestation_replicas)
-
-
-def remark(config: AddonConfig) -> str:
-    """A remark for the operator who enables the service; empty if there is none."""
-    if not config.attestation or config.attestation_storage or config.attestation_database:
-        return ""
-    return (
-        "policies, audit record and signing keys of the attestation service end with its pod: "
-        "--attestation-storage names a volume"
-    )
 
 
 def _settings(config: AddonConfig, host: str) -> dict[str, str]:

@@ -12,10 +12,8 @@ from confcom.manifests.objects import NAMESPACE, Component, Object, Workload, ru
 from confcom.manifests.tls_service import own_data, own_data_rules
 from confcom.protocols.certificate_requests import EVENTS_CONTROLLER, GROUP, PLURAL, SIGNER
 
-HARDWARE, SIMULATED = (
-    Workload("certificate-signer", name)
-    for name in ("confcom-certificate-signer", "confcom-certificate-signer-simulated")
-)
+HARDWARE = Workload("certificate-signer", "confcom-certificate-signer")
+SIMULATED = Workload("certificate-signer", "confcom-certificate-signer-simulated")
 HTTP_PORT = 9464
 REPLICAS = 2
 POLICIES_CONFIG_MAP = "confcom-certificate-policies"
@@ -25,14 +23,9 @@ REQUESTER = "confcom-certificate-requester"
 """The ClusterRole of pods that may ask; people bind it to service accounts."""
 
 
-def workload_of(config: AddonConfig) -> Workload:
-    """The signer of these settings."""
-    return SIMULATED if config.platform == "simulated" else HARDWARE
-
-
 def certificate_signer(config: AddonConfig) -> list[Object]:
     """Every object of the signer; the Deployment last, after what it uses."""
-    workload = workload_of(config)
+    workload = SIMULATED if config.platform == "simulated" else HARDWARE
     secret = f"{workload.name}-ca"
     config_map = f"confcom-attested-pods-ca{'-simulated' if workload is SIMULATED else ''}"
     judging = collateral.judging(config)

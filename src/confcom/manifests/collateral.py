@@ -119,16 +119,6 @@ def verifying(config: AddonConfig) -> dict[str, str]:
     return {"collateral": source(config), "collateral_ca": f"{SYSTEM_CAS}/{CA_KEY}"}
 
 
-def remark(config: AddonConfig) -> str:
-    """A remark for the operator who enables the quote helper; empty if there is none."""
-    if config.platform != "intel" or not config.quote_helper or source(config):
-        return ""
-    return (
-        f"the quote helper gets its PCK certificates from the service that its image names in {OLD_PATH}: "
-        "--enable-collateral or --collateral-url names another"
-    )
-
-
 def _is_configured(config: AddonConfig) -> bool:
     return config.platform == "intel" and bool(source(config))
 

@@ -6,21 +6,14 @@ are in `deploy/prometheus/rules.yaml`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import NamedTuple
 
 from confcom.formats.yaml_text import read_yaml
-from confcom.manifests import (
-    attestation,
-    certificate_signer,
-    device_plugin,
-    metrics,
-    objects,
-    quote_helper,
-    webhook,
-)
+from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import COLLATERAL, COMPONENT, Object, Workload, namespaced_object, selector
+from confcom.manifests.objects import COMPONENT, METRICS, Object, Workload, namespaced_object, selector
 from confcom.manifests.tls_service import CA_KEY
 
 API = "monitoring.coreos.com/v1"
@@ -33,8 +26,6 @@ class Page(NamedTuple):
 
     workload: Workload
     port: int | None
-    named: bool = False
-    """The page names namespaces and pods itself."""
 
     @property
     def service(self) -> str:
@@ -43,33 +34,32 @@ class Page(NamedTuple):
         return name if self.port is None or name.endswith("metrics") else f"{name}-metrics"
 
 
-def monitoring(config: AddonConfig, *, operator: bool) -> list[Object]:
-    """Every object for Prometheus; `operator`: whether the cluster has the kinds of the Prometheus operator."""
+def monitoring(config: AddonConfig, components: Iterable[Object], *, operator: bool) -> list[Object]:
+    """Every object for Prometheus, by the objects of the components that run.
+
+    `operator`: whether the cluster has the kinds of the Prometheus operator.
+    """
     mode = config.monitoring
     if mode == "auto":
         mode = "operator" if operator else "annotations"
     if mode == "off":
         return []
-    pages = _pages(config)
+    pages = _pages(components)
     found = [_service(page, page.port, annotated=mode == "annotations") for page in pages if page.port is not None]
     if mode == "operator":
         found += [*(_monitor(config, page) for page in pages), _rules(config, pages)]
     return found
 
 
-def _pages(config: AddonConfig) -> list[Page]:
-    signer = Page(certificate_signer.workload_of(config), certificate_signer.HTTP_PORT)
-    pages = (
-        (True, Page(objects.DEVICE_PLUGIN, device_plugin.HTTP_PORT)),
-        (config.quote_helper, Page(objects.QUOTE_HELPER, quote_helper.HTTP_PORT)),
-        (config.metrics, Page(objects.METRICS, metrics.HTTP_PORT, named=True)),
-        (config.webhook, Page(objects.WEBHOOK, webhook.HTTP_PORT)),
-        (config.attested_certificates, signer),
-        (config.autoscaling, Page(objects.METRICS_API, metrics.API_HTTP_PORT)),
-        (config.collateral, Page(COLLATERAL, None)),
-        (config.attestation, Page(attestation.workload_of(config), None)),
-    )
-    return [page for runs, page in pages if runs]
+def _pages(components: Iterable[Object]) -> list[Page]:
+    """The page of each workload: at the port `http` of its container, or else at its Service."""
+    found = []
+    for one in components:
+        if one["kind"] in ("DaemonSet", "Deployment"):
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            found.append(Page(Workload(container["name"], one["metadata"]["name"]), ports.get("http")))
+    return found
 
 
 def _service(page: Page, port: int, *, annotated: bool) -> Object:
@@ -92,8 +82,8 @@ def _monitor(config: AddonConfig, page: Page) -> Object:
         ca = {"configMap": {"name": f"{page.service}-ca", "key": CA_KEY}}
         tls = {"ca": ca, "serverName": objects.names_of(page.workload)[0]}
         endpoint |= {"port": "https", "scheme": "https", "tlsConfig": tls}
-    elif page.named:
-        endpoint["honorLabels"] = True  # the operator's labels `namespace` and `pod` would displace those of the page
+    elif page.workload == METRICS:
+        endpoint["honorLabels"] = True  # the operator's labels `namespace` and `pod` would displace those of its page
     else:
         endpoint["relabelings"] = [_NODE]
     component = page.workload.component

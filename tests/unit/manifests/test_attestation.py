@@ -8,7 +8,7 @@ import pytest
 
 from confcom.errors import ConfigError
 from confcom.manifests import attestation
-from confcom.manifests.addon import render
+from confcom.manifests.addon import remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -58,7 +58,7 @@ def test_a_simulated_instance_has_another_name_volume_and_root() -> None:
     world = {volume["name"] for volume in pod["volumes"] if "confcom-simulated-world" in str(volume)}
     assert world <= {one["name"] for one in root["volumeMounts"]}
     assert not world & {one["name"] for one in pod["containers"][0]["volumeMounts"]}
-    claims = {attestation.claim_of(one) for one in (attestation.HARDWARE, attestation.SIMULATED)}
+    claims = {f"{one.name}{attestation.CLAIM_SUFFIX}" for one in (attestation.HARDWARE, attestation.SIMULATED)}
     assert len(claims) == 2
     assert "trust_roots" not in environment(pod_of(rendered()))
 
@@ -112,9 +112,10 @@ def test_policies_keys_and_audit_are_on_the_volume_if_there_is_one() -> None:
     found = environment(pod)
     assert found["store"].startswith(f"{folder}/")
     assert found["keys"].startswith(f"{folder}/")
-    assert "end with its pod" in attestation.remark(AddonConfig(attestation=True, attestation_storage=""))
+    (remark,) = remarks(AddonConfig(attestation=True, attestation_storage=""))
+    assert "end with its pod" in remark
     assert ("PersistentVolumeClaim", "confcom-attestation-state") not in rendered(attestation_storage="")
-    assert attestation.remark(AddonConfig(attestation=True)) == attestation.remark(AddonConfig()) == ""
+    assert remarks(AddonConfig(attestation=True)) == remarks(AddonConfig()) == []
 
 
 def test_administrators_are_in_a_secret_of_the_operator_which_need_not_be_there() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import collateral
-from confcom.manifests.addon import render
+from confcom.manifests.addon import remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
 from confcom.services.collateral.service_config import CollateralServiceConfig
@@ -108,10 +107,11 @@ def test_who_has_no_library_or_no_service_is_told_nothing(settings: dict[str, An
 
 
 def test_whoever_enables_a_helper_without_a_service_hears_of_it() -> None:
-    assert "--enable-collateral" in collateral.remark(AddonConfig(quote_helper=True))
+    (remark,) = remarks(AddonConfig(quote_helper=True))
+    assert "--enable-collateral" in remark
     for settings in ({}, {"collateral": True}, {"collateral_url": "https://x"}, {"platform": "simulated"}):
         helped = {"quote_helper": bool(settings)}
-        assert collateral.remark(AddonConfig(**(helped | settings))) == ""
+        assert remarks(AddonConfig(**(helped | settings))) == []
 
 
 @pytest.mark.parametrize(
