@@ -62,13 +62,10 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
     """Read one certificate, or find it among those that were read before; a `FormatError` if it is none."""
     if len(der) > MAX_CERTIFICATE:
         raise FormatError(f"{len(der)} bytes are over the limit {MAX_CERTIFICATE}", structure=structure, field=field)
-    known = _CERTIFICATES.get(der)
-    if known is not None:
-        return known
     try:
         model = _MODELS.get(der[:_SIZES])
         frame = model and _frame_of(model)
-        return (frame and frame.read(der)) or read_certificate(der)
+        return (frame and frame.read(der)) or _CERTIFICATES.get(der) or read_certificate(der)
     except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
 

@@ -8,7 +8,7 @@ caller to judge: stale is not forged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -72,8 +72,6 @@ class VerifiedChain(Proof):
     root: TrustRoot
     valid_from: datetime
     valid_until: datetime
-    _extension: PckExtension | None = field(default=None, repr=False)
-    _ca: PckCa | None = field(default=None, repr=False)
     proof: InitVar[object] = None
 
     @property
@@ -94,16 +92,16 @@ class VerifiedChain(Proof):
     @property
     def extension(self) -> PckExtension:
         """Intel's SGX extension of the leaf, for chains of kind `pck`."""
-        if self._extension is None:
+        if self.kind != "pck":
             raise CertificateError(f"a chain of kind {self.kind} has no SGX extension")
-        return self._extension
+        return sgx_extension(self.leaf, "")
 
     @property
     def ca(self) -> PckCa:
         """Which PCK CA issued the leaf (kind `pck`), or which one the leaf is (kind `ca`)."""
-        if self._ca is None:
+        if self.kind == "tcb-signing":
             raise CertificateError(f"a chain of kind {self.kind} has no PCK CA")
-        return self._ca
+        return _pck_ca(self.certificates[-2], "")
 
 
 def verify_chain(
@@ -145,8 +143,10 @@ def verify_chain(
             found=f"{anchor.common_name}, key {anchor.point.hex()}",
         )
     # (5)
-    extension = sgx_extension(path[0], step) if kind == "pck" else None
-    ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
+    if kind == "pck":
+        sgx_extension(path[0], step)
+    if kind != "tcb-signing":
+        _pck_ca(path[-1], step)
     remember((*path, anchor))
     return VerifiedChain(
         kind=kind,
@@ -156,8 +156,6 @@ def verify_chain(
         root=root,
         valid_from=valid_from,
         valid_until=valid_until,
-        _extension=extension,
-        _ca=ca,
         proof=PROOF,
     )
 
