@@ -29,7 +29,7 @@ from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, PendingRequest
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
-from confcom.services.quote_helper.helper_quoting import Quoting
+from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
 from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
 from confcom.services.runtime.listener import available_descriptors
@@ -179,7 +179,7 @@ class AesmFront:
         self._limit = max(1, min(config.max_connections, self._descriptors))
         self._acceptor = Acceptor(self._on_connect, self._turn, self._give_back, backlog=config.backlog)
         self._ticks: asyncio.TimerHandle | None = None
-        self._quoting: Quoting | None = None
+        self._quoting: AheadQuoting | QuickQuoting | None = None
         self.last_quote: ClientQuote | None = None
         self.enclaves = EnclaveInventory(config.expected_signers)
         self.peers = Peers(
@@ -211,7 +211,7 @@ class AesmFront:
         """How many connections are open."""
         return len(self._silent) + len(self._in_hand) + len(self._writing)
 
-    def start(self, quoting: Quoting) -> None:
+    def start(self, quoting: AheadQuoting | QuickQuoting) -> None:
         """Set what answers for the platform, and begin to enforce deadlines."""
         self._quoting = quoting
         self._tick()
@@ -336,8 +336,12 @@ class AesmFront:
         return True
 
     def _wait_for(self, conversation: Conversation) -> None:
-        self._watched[conversation.fileno()] = conversation
-        self._arrivals.register(conversation, select.EPOLLIN | select.EPOLLET)
+        try:
+            self._arrivals.register(conversation, select.EPOLLIN | select.EPOLLET)
+        except OSError as error:  # the kernel limits what a user watches
+            self._finish(conversation, str(error))
+        else:
+            self._watched[conversation.fileno()] = conversation
 
     def _pump(self) -> None:
         if self.queue and self._quoting is not None:

@@ -25,7 +25,7 @@ from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.connections import AesmFront
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
-from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting, Quoting
+from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
 from confcom.services.runtime.http_server import Page
@@ -212,7 +212,7 @@ class _Helper:
         self._front = AesmFront(self._broker, config, self._metrics)
         self._metrics.registry.register(self._front.enclaves)
         queue, deliver = self._front.queue, self._front.deliver
-        self._quoting: Quoting = (
+        self._quoting = (
             QuickQuoting(self._broker, queue, deliver)
             if quick
             else AheadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import structlog
 
@@ -34,28 +34,8 @@ LEFT_AFTER = 0.02
 """Seconds of waiting after which the client may have left: looked up before the quote is made."""
 
 
-class Deliver(Protocol):
-    """Takes an answer to a pending request, and the seconds that the platform took (None: it was not asked)."""
-
-    def __call__(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
-        """Deliver."""
-
-
-class Quoting(Protocol):
-    """How pending requests get their answers."""
-
-    @property
-    def in_hand(self) -> int:
-        """How many requests have left the queue and have no answer yet."""
-
-    async def warm_up(self) -> None:
-        """Have the attestation key made; raises what the platform raises."""
-
-    def pump(self) -> None:
-        """Begin what can be begun. Called whenever the queue or the platform may have changed."""
-
-    def close(self) -> None:
-        """Stop; in-flight requests are dropped."""
+Deliver: TypeAlias = Callable[[PendingRequest, Answer, float | None], None]
+"""Takes an answer to a pending request, and the seconds that the platform took (None: it was not asked)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,11 +70,11 @@ class AheadQuoting:
 
     @property
     def in_hand(self) -> int:
-        """None to two."""
+        """How many requests have left the queue and have no answer yet: none to two."""
         return len(self._calls) + len(self._begun) + len(self._again)
 
     async def warm_up(self) -> None:
-        """Have the attestation key made."""
+        """Have the attestation key made; raises what the platform raises."""
         while self._begun:
             await asyncio.sleep(LEFT_AFTER)
         try:
@@ -103,7 +83,10 @@ class AheadQuoting:
             self.pump()
 
     def pump(self) -> None:
-        """Give the platform its next calls; a call that timed out still occupies it."""
+        """Give the platform its next calls; a call that timed out still occupies it.
+
+        To be called whenever the queue or the platform may have changed.
+        """
         if self._begun:
             self._check_deadlines()
         while self._queue and not self._again and self._begin(self._queue.peek()):
@@ -118,7 +101,7 @@ class AheadQuoting:
             self._calls.add(self._loop.create_task(self._perform(pending)))
 
     def close(self) -> None:
-        """End the thread after its call."""
+        """End the thread after its call; in-flight requests are dropped."""
         self._watch(-1)
         for call in self._calls:
             call.cancel()
@@ -131,7 +114,7 @@ class AheadQuoting:
         now = time.monotonic()
         if now - pending.since > LEFT_AFTER and not pending.conversation.is_wanted():
             self._queue.pop()
-            self._deliver(pending, _left(self._broker, pending))
+            self._deliver(pending, _left(self._broker, pending), None)
             return True
         descriptor = self._broker.begin(pending.call)
         if descriptor < 0:
@@ -168,7 +151,7 @@ class AheadQuoting:
         now = time.monotonic()
         for begun in self._begun:
             if begun.pending is not None and begun.pending.since + self._answer_timeout <= now:
-                self._deliver(begun.pending, self._broker.refuse(begun.call.request, self._late()))
+                self._deliver(begun.pending, self._broker.refuse(begun.call.request, self._late()), None)
                 begun.pending = None
         if now - self._begun[0].at > HANGS_AFTER:
             self._end()

@@ -41,6 +41,7 @@ could make as many as it likes."""
 
 UCRED = struct.Struct("=iII")
 """`struct ucred`: pid, uid, gid."""
+_SCARCITY = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 _SO_PEERPIDFD = 77  # since Linux 6.5; not in Python's socket module
 
 
@@ -216,22 +217,38 @@ class Peers:
             process = self._processes[credentials] = _Process(name, pid, uid, now + REMEMBER, -1)
             return process
         try:
-            pidfd = _pidfd_of(client)
+            pidfd = self._watch(client, credentials)
         except ProcessLookupError:
             return _Process(GONE, pid, uid, now, -1)
-        if pidfd >= 0:
-            self._pidfds[pidfd] = credentials
-            self.ended.register(pidfd, select.EPOLLIN)
         self._processes[credentials] = _Process(GONE, pid, uid, now, pidfd)
         if self._still_runs(credentials):
-            name = peer_name(self._host, pid, uid)
+            until = now + REMEMBER if pidfd < 0 else math.inf
+            try:
+                name = peer_name(self._host, pid, uid)
+            except OSError:  # nothing was learned: its next connection is looked up again
+                name, until = f"uid {uid}", now
             # Had it ended meanwhile, the cgroup would be that of another process with its id.
             if self._still_runs(credentials):
-                process = _Process(name, pid, uid, now + REMEMBER if pidfd < 0 else math.inf, pidfd)
-                self._processes[credentials] = process
+                process = self._processes[credentials] = _Process(name, pid, uid, until, pidfd)
                 return process
         self._forget(credentials)
         return _Process(GONE, pid, uid, now, -1)
+
+    def _watch(self, client: _socket.socket, credentials: bytes) -> int:
+        """The pidfd of the process that connected, -1 where the kernel gives none; `ProcessLookupError` if it ended."""
+        try:
+            pidfd = client.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno in (errno.ESRCH, errno.EINVAL):
+                raise ProcessLookupError from error
+            return -1
+        try:
+            self.ended.register(pidfd, select.EPOLLIN)
+        except OSError:  # the kernel limits what a user watches
+            os.close(pidfd)
+            return -1
+        self._pidfds[pidfd] = credentials
+        return pidfd
 
     def _still_runs(self, credentials: bytes) -> bool:
         process = self._processes[credentials]
@@ -248,30 +265,25 @@ class Peers:
 
 
 def peer_name(host: Path, pid: int, uid: int) -> str:
-    """`pod <uid of the pod>`, `container <id>` or `uid <number>`; `host` is the root that has `proc` in it."""
+    """`pod <uid of the pod>`, `container <id>` or `uid <number>`; `host` is the root that has `proc` in it.
+
+    An `OSError` is for want of descriptors or memory, and says nothing of the process.
+    """
     try:
         descriptor = os.open(f"{host}/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
         try:
             owner = parse_cgroup(os.read(descriptor, MAX_CGROUP))
         finally:
             os.close(descriptor)
-    except OSError:
+    except OSError as error:
+        if error.errno in _SCARCITY:
+            raise
         owner = NOBODY
     if owner.pod is not None:
         return f"pod {owner.pod}"
     if owner.container is not None:
         return f"container {owner.container[:12]}"
     return f"uid {uid}"
-
-
-def _pidfd_of(client: _socket.socket) -> int:
-    """A descriptor of the process that connected, -1 where the kernel has none; `ProcessLookupError` if it ended."""
-    try:
-        return client.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError as error:
-        if error.errno in (errno.ESRCH, errno.EINVAL):
-            raise ProcessLookupError from error
-        return -1
 
 
 def _runs(pid: int) -> bool:

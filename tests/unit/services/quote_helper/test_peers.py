@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,6 +230,61 @@ def test_our_own_self_tests_are_always_welcome(door: Door, peers: Peers, clock: 
     peer.futile, peer.connections = 0, 1000
 
     assert peers.is_welcome(peer, clock.now)
+
+
+def test_want_of_descriptors_does_not_make_a_pod_a_user(tmp_path: Path, door: Door, peers: Peers, clock: Clock) -> None:
+    """Not for as long as its process runs: then every pod of root would have one share."""
+    process = door.process(connections=2)
+    host_with(tmp_path, process.pid, f"0::/kubepods/burstable/pod{POD}/{CONTAINER}\n")
+    first, second = door.accept(), door.accept()
+    with no_descriptor_left():
+        found = [peers.of(first, clock.now)[0].name]
+    clock.now += 0.001
+    found.append(peers.of(second, clock.now)[0].name)
+
+    assert found == [f"uid {os.getuid()}", f"pod {POD}"]
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class FullEpoll:
+    """What epoll does for a user at `fs.epoll.max_user_watches`."""
+
+    def register(self, descriptor: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, f"{descriptor} {events}")
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_user_who_watches_too_much_is_known_by_its_pod_for_a_while(
+    tmp_path: Path, door: Door, peers: Peers, clock: Clock
+) -> None:
+    process = door.process(connections=2)
+    host_with(tmp_path, process.pid, f"0::/kubepods/burstable/pod{POD}/{CONTAINER}\n")
+    peers.ended.close()
+    peers.ended = FullEpoll()  # type: ignore[assignment]
+    before = open_files()
+    client = door.accept()
+    assert peers.of(client, clock.now)[0].name == f"pod {POD}"
+    assert open_files() == before + 1  # the client's
+    host_with(tmp_path, process.pid, "0::/\n")
+    clock.now += REMEMBER + 0.1
+
+    assert peers.of(door.accept(), clock.now)[0].name == f"uid {os.getuid()}"
 
 
 def test_peers_are_active_between_two_looks_and_our_self_tests_are_none(door: Door, peers: Peers, clock: Clock) -> None:
