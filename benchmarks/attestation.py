@@ -5,7 +5,8 @@
 
 The implied rate is one verification, one signature and one empty request on the same server, each measured alone in the
 same run. The rows "beside one process" compare with a server that does these three for each request, and nothing else.
-Client and server share the machine; each connection is a process.
+Requests have quotes of several platforms and enclaves over other report data, as those of clients: what depends on
+neither is kept by the service. Client and server share the machine; each connection is a process.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ from confcom.tokens.azure import (
     policy_hash,
     quote_claims,
     read_request,
+    request_claims,
 )
-from confcom.tokens.ear import ear_claims
+from confcom.tokens.ear import ear_claims, trustworthiness_vector
 from confcom.tokens.policy_evaluation import Decisions
 from confcom.tokens.policy_language import parse_policy
 
 CONNECTIONS = (1, 4, 16)
 ROUNDS = 3
+PLATFORMS = 4
+QUOTES = 48
+"""Of each enclave on each platform."""
 ANSWER = b'{"token":"' + b"x" * 2600 + b'"}'
 """As long as a token."""
 CLAIMS = {f"claim-{number}": "x" * 60 for number in range(30)}
@@ -71,8 +76,9 @@ Serve = Callable[[Path, "Queue[str]", bytes, bytes], None]
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder, world = Path(name), make_world()
-        quote = prepared(world, folder)
+        quotes = prepared(world, folder)
         verifier, collateral, now = QuoteVerifier(world.trust_roots), world.publish(_now()), _now()
+        turn = cycle(quotes)
         keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
         with (
             serving(_empty, folder) as empty,
@@ -80,26 +86,27 @@ def rows() -> Iterator[Row]:
             serving(service, folder) as running,
         ):
             for kind, accept in (("RS256", ""), ("ES256", "application/eat+jwt")):
+                asked = attest_calls(quotes, accept)
                 for count in CONNECTIONS:
                     # In turns, so that what else the machine does meets all alike.
                     bare, together, ours, parts = [], [], [], []
                     for _ in range(ROUNDS):
-                        bare.append(load([empty], request(quote, ""), count))
-                        together.append(load([verifying], request(quote, accept), count))
-                        ours.append(load([running], request(quote, accept), count))
+                        bare.append(load([empty], asked, count))
+                        together.append(load([verifying], asked, count))
+                        ours.append(load([running], asked, count))
                         parts += [
-                            cpu_seconds(lambda: verifier.verify(Quote.parse(quote), collateral, now=now))
+                            cpu_seconds(lambda: verifier.verify(Quote.parse(next(turn)), collateral, now=now))
                             + cpu_seconds(lambda: keys[kind].sign(CLAIMS, {}))  # noqa: B023
                         ]
                     yield from _compared(f"{kind}, {count} connections", bare, ours, min(parts))
                     yield _beside(f"{kind}, {count} connections, beside one process", together, ours)
-        yield from _stages(folder, world, quote)
+        yield from _stages(folder, world, quotes[0])
 
 
 def _stages(folder: Path, world: SimulatedWorld, quote: bytes) -> Iterator[Row]:
     """CPU of the parts of an attest call, each called again and again; HTTP, TLS and task switches are the rest."""
     kind, now, policy = AttestationType.SGX_ENCLAVE, _now(), PolicyFile().policy(accept_simulated=True)
-    body = request(quote, "").partition(b"\r\n\r\n")[2]
+    body = attest_calls([quote], "")[0].partition(b"\r\n\r\n")[2]
     keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
     verifier, collateral = QuoteVerifier(world.trust_roots), world.publish(now)
     given, evidence, rules = (
@@ -113,7 +120,8 @@ def _stages(folder: Path, world: SimulatedWorld, quote: bytes) -> Iterator[Row]:
 
     def claims() -> dict[str, Any]:
         named, hashes = quote_claims(evidence.quote), collateral_hashes(collateral)
-        return decision.claims() | evidence_claims(named, given, hashes, "0" * 64) | appraisal_claims(verified)
+        of_request = request_claims(given, verified.tee, hashes)
+        return decision.claims() | evidence_claims(named) | appraisal_claims(verified) | of_request
 
     stated = claims()
     record = AuditRecord(now, kind, "127.0.0.1", "accepted", "", policy_hash(DEFAULT_POLICY), "0" * 64,
@@ -127,7 +135,7 @@ def _stages(folder: Path, world: SimulatedWorld, quote: bytes) -> Iterator[Row]:
             "evaluate the policy of the type": lambda: rules.on(policy_claims(quote_claims(evidence.quote))),
             "make the claims": claims,
             "make the claims of an EAR": lambda: ear_claims(
-                verified, stated, policy_id="", nonce=None, issued=0, expires=0
+                verified.tee, trustworthiness_vector(verified), stated, policy_id="", nonce=None, issued=0, expires=0
             ),
             "sign with RS256": lambda: keys["RS256"].sign(stated, {"typ": "JWT"}),
             "sign with ES256": lambda: keys["ES256"].sign(stated, {"typ": "eat+jwt"}),
@@ -160,14 +168,14 @@ def memory(requests: int) -> Iterator[Row]:
     """Resident memory after each tenth of the requests."""
     with tempfile.TemporaryDirectory() as name:
         folder, world = Path(name), make_world()
-        quote = prepared(world, folder)
+        quotes = prepared(world, folder)
         with serving(service, folder) as running:
             done, step = 0, requests / 10
             # In turns: a token for Azure's clients takes an RSA signature, an EAR does not.
             for accept in cycle(("application/eat+jwt", "")):
                 if done >= requests:
                     break
-                done += len(load([running], request(quote, accept), 4, 20.0).latencies)
+                done += len(load([running], attest_calls(quotes, accept), 4, 20.0).latencies)
                 if done >= step:
                     pages = int(Path(f"/proc/{running.pid}/statm").read_text().split()[1])
                     yield Row(f"after {done:,} requests", pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "MiB resident")
@@ -175,21 +183,27 @@ def memory(requests: int) -> Iterator[Row]:
 
 
 def make_world() -> SimulatedWorld:
-    return SimulatedWorld.from_seed(bytes(range(32)), now=_now())
+    return SimulatedWorld.from_seed(bytes(range(32)), now=_now(), machines=PLATFORMS)
 
 
-def prepared(world: SimulatedWorld, folder: Path) -> bytes:
-    """A quote, whose collateral is then in the folder."""
+def prepared(world: SimulatedWorld, folder: Path) -> list[bytes]:
+    """Quotes, all over other report data, of two enclaves on each platform; their collateral is then in the folder."""
     world.export_collateral(folder / "collateral")
-    enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
-    return EnclaveQuoteSource(world.platform, enclave).quote(bytes(64)).quote
+    sources = [
+        EnclaveQuoteSource(platform, machine.launch(EnclaveDeclaration.from_names(name, "us")))
+        for machine, platform in zip(world.machines, world.platforms, strict=True)
+        for name in ("app", "other")
+    ]
+    return [source.quote(bytes((number,)) * 64).quote for number in range(QUOTES) for source in sources]
 
 
-def request(quote: bytes, accept: str) -> bytes:
-    """An attest call as it goes over the wire."""
-    body = json.dumps({"quote": encode_base64url(quote)})
+def attest_calls(quotes: Sequence[bytes], accept: str) -> list[bytes]:
+    """Attest calls as they go over the wire."""
     head = f"POST /simulated/attest/SgxEnclave?api-version=2022-08-01 HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n"
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    bodies = [json.dumps({"quote": encode_base64url(quote)}) for quote in quotes]
+    return [
+        f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode() for body in bodies
+    ]
 
 
 @contextmanager
@@ -237,12 +251,12 @@ def _verifying(folder: Path, urls: Queue[str], certificate: bytes, key: bytes) -
     """A server that verifies the quote of the benchmark and signs claims before it answers."""
     world, now = make_world(), _now()
     verifier, collateral = QuoteVerifier(world.trust_roots), world.publish(now)
-    quote = prepared(world, folder / "beside")
+    turn = cycle(prepared(world, folder / "beside"))
     keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
     listener = Listener(address=("127.0.0.1", 0), tls=HeldTls(certificate, key))
 
     async def application(scope: Message, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
-        verifier.verify(Quote.parse(quote), collateral, now=now)
+        verifier.verify(Quote.parse(next(turn)), collateral, now=now)
         keys["ES256" if (b"accept", b"application/eat+jwt") in scope["headers"] else "RS256"].sign(CLAIMS, {})
         await _empty_application(scope, receive, send)
 

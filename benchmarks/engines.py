@@ -96,7 +96,7 @@ def _collateral(folder: Path, server: Any) -> Iterator[Row]:  # noqa: ANN401 - a
             for servers in answering.values():
                 _upload(servers[0], tool_output(world, 1))
             for what, request in requests.items():
-                yield from _compared(f"{what} from {where}", answering, request)
+                yield from _compared(f"{what} from {where}", answering, [request])
 
 
 def _requests(world: SimulatedWorld) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def _upload(server: Server, body: bytes) -> None:
 
 def _attestation(folder: Path, server: Any) -> Iterator[Row]:  # noqa: ANN401 - as above
     folder.mkdir()
-    quote = attestation.prepared(attestation.make_world(), folder)
+    quotes = attestation.prepared(attestation.make_world(), folder)
     url = new_database(server, "attestation", ATTESTATION)
     with ExitStack() as stack:
 
@@ -130,14 +130,16 @@ def _attestation(folder: Path, server: Any) -> Iterator[Row]:  # noqa: ANN401 - 
         first = start(url)
         answering: Answering = {SQLITE: [start("")], ONE: [first], TWO: [first, start(url)]}
         for what, accept in (("attest, RS256", ""), ("attest, ES256", "application/eat+jwt")):
-            yield from _compared(what, answering, attestation.request(quote, accept))
+            yield from _compared(what, answering, attestation.attest_calls(quotes, accept))
 
 
-def _compared(what: str, answering: Answering, request: bytes) -> Iterator[Row]:
+def _compared(what: str, answering: Answering, requests: Sequence[bytes]) -> Iterator[Row]:
     """The best round of each beside that of SQLite: noise only ever slows; in turns, so that it meets all alike."""
     for servers in answering.values():
-        load(servers, request, len(servers), seconds=0.3)  # into the store, then into memory
-    rounds = [{name: load(servers, request, CONNECTIONS) for name, servers in answering.items()} for _ in range(ROUNDS)]
+        load(servers, requests, len(servers), seconds=0.3)  # into the store, then into memory
+    rounds = [
+        {name: load(servers, requests, CONNECTIONS) for name, servers in answering.items()} for _ in range(ROUNDS)
+    ]
     best: dict[str, Outcome] = {name: max(found[name] for found in rounds) for name in answering}
     cpu = {name: min(found[name].cpu for found in rounds) for name in answering}
     limit = best.pop(SQLITE)

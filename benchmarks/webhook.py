@@ -25,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def rows() -> Iterator[Row]:
             cases |= {f"a pod that is {what}": (webhook, body) for what, body in bodies.items()}
             # Noise only ever slows, so the best of some rounds counts; in turns, so that it meets all alike.
             rounds = [
-                {name: load([server], body, count) for name, (server, body) in cases.items()} for _ in range(ROUNDS)
+                {name: load([server], [body], count) for name, (server, body) in cases.items()} for _ in range(ROUNDS)
             ]
             limit = 0.0
             for name in cases:
@@ -180,13 +181,18 @@ class Outcome(NamedTuple):
     latencies: list[float]
 
 
-def load(servers: Sequence[Server], request: bytes, connections: int, seconds: float = SECONDS) -> Outcome:
-    """So many connections, to each server in turn; each asks again as soon as it has its answer, for so long."""
+def load(servers: Sequence[Server], requests: Sequence[bytes], connections: int, seconds: float = SECONDS) -> Outcome:
+    """So many connections, to each server in turn; each asks again as soon as it has its answer, for so long.
+
+    It sends one of the requests after the other.
+    """
     results: Queue[list[float]] = CONTEXT.Queue()
     clients = []
     for number in range(connections):
         server = servers[number % len(servers)]
-        arguments = (server.port, server.authority, request, seconds, results)
+        first = number * len(requests) // connections
+        turned = [*requests[first:], *requests[:first]]
+        arguments = (server.port, server.authority, turned, seconds, results)
         clients.append(CONTEXT.Process(target=_client, args=arguments))
     start, cpu = time.perf_counter(), sum(server.cpu() for server in servers)
     for client in clients:
@@ -198,14 +204,14 @@ def load(servers: Sequence[Server], request: bytes, connections: int, seconds: f
     return Outcome(len(latencies) / elapsed, cpu / len(latencies), latencies)
 
 
-def _client(port: int, authority: str, request: bytes, seconds: float, results: Queue[list[float]]) -> None:
-    context, latencies = ssl.create_default_context(cadata=authority), []
+def _client(port: int, authority: str, requests: list[bytes], seconds: float, results: Queue[list[float]]) -> None:
+    context, latencies, asked = ssl.create_default_context(cadata=authority), list[float](), cycle(requests)
     plain = socket.create_connection(("127.0.0.1", port), timeout=30)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
         end = time.perf_counter() + seconds
         while (begin := time.perf_counter()) < end:
-            connection.sendall(request)
+            connection.sendall(next(asked))
             if not _answer(connection).startswith(b"HTTP/1.1 200"):
                 os._exit(1)
             latencies.append(time.perf_counter() - begin)

@@ -18,6 +18,7 @@ from confcom.tokens.azure import (
     policy_hash,
     quote_claims,
     read_request,
+    request_claims,
 )
 from confcom.tokens.policy_evaluation import Decisions
 from confcom.tokens.policy_language import parse_policy
@@ -59,4 +60,5 @@ def _claims(path: Path, token: dict[str, Any]) -> dict[str, Any]:
     assert decision.permitted
     if policy is PERMIT:
         assert token["claims"]["x-ms-policy-hash"] == policy_hash(PERMIT)
-    return evidence_claims(named, request, hashes, sha256(request.evidence).hexdigest()) | decision.claims()
+    hashes["quotehash"] = sha256(request.evidence).hexdigest()
+    return evidence_claims(named) | request_claims(request, file.quote.tee, hashes) | decision.claims()

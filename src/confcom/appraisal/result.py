@@ -32,6 +32,8 @@ from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoots
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
+NOT_AUTHENTIC = FormatError, VerificationError, CollateralInvalid
+"""What the verification of evidence raises."""
 
 
 @sealed
@@ -153,17 +155,27 @@ def judge(
             file = read_evidence(checked_bytes(evidence, "evidence"))
         own = check_certificate(certificate, now) if certificate else ()
         verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
-        claims = own + (check_binding(certificate) if certificate else _check_custom_claims(file))
-    except (FormatError, VerificationError, CollateralInvalid) as error:
+        claims = own + (check_binding(certificate) if certificate else check_custom_claims(file))
+    except NOT_AUTHENTIC as error:
         return failed(error, evidence=file, source=collateral.source, certificate=certificate)
-    appraisal = appraise(verified, policy, grace=grace)
+    return result_of(appraise(verified, policy, grace=grace), file, claims, collateral.source, certificate)
+
+
+def result_of(
+    appraisal: Appraisal,
+    evidence: EvidenceFile,
+    claims: tuple[Check, ...],
+    source: str,
+    certificate: AttestedCertificate | None = None,
+) -> AttestationResult:
+    """The result of an appraisal; `claims` are the checks of what came beside the quote, `source` as `Collateral`'s."""
     return AttestationResult(
         verdict=appraisal.verdict,
         error=appraisal.error(),
-        evidence=file,
+        evidence=evidence,
         appraisal=appraisal,
         further=claims + appraisal.findings,
-        source=collateral.source,
+        source=source,
         certificate=certificate,
         proof=PROOF,
     )
@@ -199,7 +211,8 @@ def failed(
     return AttestationResult(verdict, error, evidence, None, checks, source, certificate, proof=PROOF)
 
 
-def _check_custom_claims(file: EvidenceFile) -> tuple[Check, ...]:
+def check_custom_claims(file: EvidenceFile) -> tuple[Check, ...]:
+    """The custom claims of Open Enclave evidence are those that the report data names, else a `BindingError`."""
     if file.custom_claims is None:
         return ()
     expected, found = sha256(file.custom_claims).digest(), file.quote.report_data[:32]

@@ -7,7 +7,7 @@ exchanges are the reference (attestation-service.md, sections 1.3 to 1.5).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -165,12 +165,12 @@ class AttestRequest(msgspec.Struct, frozen=True):
     """Ours: the audience of a login token (`tokens.login`), which is asked for in place of Azure's."""
 
 
-class _Data(msgspec.Struct):
+class _Data(msgspec.Struct, omit_defaults=True):
     data: str | None = None
     dataType: str | None = None  # noqa: N815 - as the API spells it
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, omit_defaults=True):
     quote: str | None = None
     report: str | None = None
     runtimeData: _Data | None = None  # noqa: N815
@@ -192,7 +192,9 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
     """
     try:
         read = _BODY.decode(body)
-        check_members_once(body)
+        # As many quotation marks as what was read has: then there is nothing else, and nothing stands twice.
+        if b"\\" in body or body.count(b'"') != msgspec.json.encode(read).count(b'"'):
+            check_members_once(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise AzureError(f"the body is not the JSON of an attest call: {error}") from None
     evidence = getattr(read, kind.evidence_field)
@@ -321,6 +323,11 @@ def quote_claims(quote: Quote) -> dict[str, Any]:
     return tdx_claims(quote.body) | {"x-ms-attestation-type": "tdxvm"}
 
 
+def report_data_claim(quote: Quote) -> str:
+    """The name of the claim of `quote_claims` that holds the report data."""
+    return "x-ms-sgx-report-data" if isinstance(quote.body, ReportBody) else "tdx_report_data"
+
+
 def policy_claims(named: Mapping[str, Any]) -> dict[str, Any]:
     """What a policy sees: the claims of `quote_claims`, of an enclave with the older names that begin with `$` too."""
     return {**named, **{older: named[name] for older, name in _OLDER_NAMES.items() if name in named}}
@@ -349,23 +356,24 @@ def collateral_hashes(collateral: Collateral) -> dict[str, str]:
     }
 
 
-def evidence_claims(
-    named: Mapping[str, Any], request: AttestRequest, collateral: Mapping[str, str], evidence_hash: str
-) -> dict[str, Any]:
-    """The claims that come from the evidence alone, as Azure gives them; the issuer's and the policy's join them.
+def evidence_claims(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims of a token that come from the quote alone; `named` are those of `quote_claims`."""
+    of_td = {} if named["x-ms-attestation-type"] == "sgx" else {"eat_profile": TDX_PROFILE, "intuse": "generic"}
+    return {"x-ms-ver": "1.0", **named, **of_td}
 
-    `named` are those of `quote_claims`, `collateral` those of `collateral_hashes`; `evidence_hash` is the SHA-256 in
-    hex of the evidence as it was sent: an Open Enclave report with its header.
+
+def request_claims(request: AttestRequest, tee: TeeType, hashes: Mapping[str, str] | msgspec.Raw) -> dict[str, Any]:
+    """The claims that come from what stands beside the quote.
+
+    `hashes` are those of `collateral_hashes`, and `quotehash`: SHA-256 in hex of the evidence as it was sent, an Open
+    Enclave report with its header.
     """
-    found: dict[str, Any] = {"x-ms-ver": "1.0", **named}
-    if named["x-ms-attestation-type"] == "sgx":
-        hashes = {**collateral, "quotehash": evidence_hash}
+    found: dict[str, Any] = {}
+    if tee is TeeType.SGX:
         found["x-ms-sgx-collateral"] = found["maa-attestationcollateral"] = hashes
         if request.runtime is not None and not request.runtime.is_json:
             held = encode_base64url(request.runtime.data)
             found |= {"x-ms-sgx-ehd": held, "maa-ehd": held, "aas-ehd": held}
-    else:
-        found |= {"eat_profile": TDX_PROFILE, "intuse": "generic"}
     if request.runtime is not None and request.runtime.is_json:
         found["x-ms-runtime"] = request.runtime.json
     if request.init_time is not None and request.init_time.is_json:
@@ -373,11 +381,8 @@ def evidence_claims(
     return found
 
 
-def appraisal_claims(verified: VerifiedQuote, sets: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """What Azure's tokens do not say: TCB status, advisories, FMSPC, evaluation number and dates of the collateral.
-
-    `sets` are the verdicts under several sets of collateral, where the service judges under more than one.
-    """
+def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
+    """What Azure's tokens do not say: TCB status, advisories, FMSPC, evaluation number and dates of the collateral."""
     tcb, collateral = verified.tcb, verified.collateral
     status = tcb.status.value if tcb.status else None
     found: dict[str, Any] = {
@@ -390,8 +395,6 @@ def appraisal_claims(verified: VerifiedQuote, sets: Sequence[dict[str, Any]] = (
         "confcom-collateral-expires": int(collateral.earliest_expiration.timestamp()),
         "confcom-simulated": verified.simulated,
     }
-    if sets:
-        found["confcom-tcb-sets"] = list(sets)
     return found | ({"attester_tcb_status": status} if verified.tee is TeeType.TDX else {})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
+
 from confcom.appraisal.quote import VerifiedQuote
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
@@ -50,10 +52,19 @@ def tier(vector: dict[str, int]) -> int:
 
 
 def ear_claims(
-    verified: VerifiedQuote, claims: dict[str, Any], *, policy_id: str, nonce: str | None, issued: int, expires: int
+    tee: TeeType,
+    vector: dict[str, int],
+    claims: dict[str, Any] | msgspec.Raw,
+    *,
+    policy_id: str,
+    nonce: str | None,
+    issued: int,
+    expires: int,
 ) -> dict[str, Any]:
-    """The claims set of an EAR with one submodule, `sgx` or `tdx`; `claims` are annotated as the evidence's."""
-    vector = trustworthiness_vector(verified)
+    """The claims set of an EAR with one submodule, `sgx` or `tdx`; `claims` are annotated as the evidence's.
+
+    `vector` is that of `trustworthiness_vector`.
+    """
     module = {
         "ear.status": tier(vector),
         "ear.trustworthiness-vector": vector,
@@ -65,7 +76,7 @@ def ear_claims(
         "iat": issued,
         "exp": expires,
         "ear.verifier-id": {"developer": "https://confcom.dev", "build": _BUILD},
-        "submods": {"tdx" if verified.tee is TeeType.TDX else "sgx": module},
+        "submods": {"tdx" if tee is TeeType.TDX else "sgx": module},
     }
     return found if nonce is None else found | {"eat_nonce": nonce}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 from cryptography import x509
@@ -27,6 +27,8 @@ from confcom.pki.der import UNREADABLE, der_reason
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
 _SHA256 = hashes.SHA256()
+Claims: TypeAlias = Mapping[str, Any] | msgspec.Raw
+"""The claims of a token, or their JSON."""
 _ECDSA, _PKCS1 = ec.ECDSA(_SHA256), padding.PKCS1v15()
 
 
@@ -107,7 +109,7 @@ class SigningKey:
             | {"x5c": [base64.b64encode(_der(self.attested or self.certificate)).decode()]}
         )
 
-    def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    def sign(self, claims: Claims, header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
         signed = _signed_part({"alg": self.algorithm, "kid": self.key_id, **header}, claims)
         return f"{signed}.{encode_base64url(self._sign(signed.encode()))}"
@@ -130,7 +132,7 @@ class _Answer(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def unsecured(claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+def unsecured(claims: Claims, header: Mapping[str, Any]) -> str:
     """A JWS without a signature (`alg: none`), as answers to draft policies are."""
     return _signed_part({"alg": "none", **header}, claims) + "."
 
@@ -212,7 +214,12 @@ def _signature_of(private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | Held
     return private.sign_jws
 
 
-def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
+def joined(*objects: bytes) -> bytes:
+    """JSON of one object with the members of several, each written without blanks; no name may stand in two."""
+    return b"{%b}" % b",".join(written[1:-1] for written in objects if written != b"{}")
+
+
+def _signed_part(header: Mapping[str, Any], claims: Claims) -> str:
     return ".".join(encode_base64url(msgspec.json.encode(part)) for part in (header, claims))
 
 

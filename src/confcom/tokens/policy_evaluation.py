@@ -147,6 +147,10 @@ class Decisions:
         self._kept: dict[tuple[Value | None, ...], Decision] = {}
         self._size = 0
 
+    def reads(self, claim: str) -> bool:
+        """Whether the decision may depend on the value of a claim of this type."""
+        return self._types is None or claim in self._types
+
     def on(self, named: Mapping[str, Value]) -> Decision:
         """The decision on claims, by their types; their issuer is the service."""
         if self._types is None:

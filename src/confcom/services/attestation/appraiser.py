@@ -15,23 +15,34 @@ import msgspec
 from cryptography import x509
 from msgspec.structs import replace
 
+from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
-from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
+from confcom.appraisal.result import (
+    NOT_AUTHENTIC,
+    AttestationResult,
+    check_custom_claims,
+    failed,
+    judge,
+    read_evidence,
+    result_of,
+)
 from confcom.collateral.documents import DocumentKey, DocumentKind, EvaluationDataNumber, evaluation_data_numbers
 from confcom.collateral.sources import PlatformKind, RememberedCollateral
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tdx import TdReportBody10
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure, login
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
-from confcom.tokens.ear import NONCE_SIZES, ear_claims
-from confcom.tokens.jws import unsecured
+from confcom.tokens.ear import NONCE_SIZES, ear_claims, trustworthiness_vector
+from confcom.tokens.jws import joined, unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
 from confcom.tokens.policy_evaluation import Decision, Decisions, Recorded, claims_of, configuration, dry_run
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
@@ -66,6 +77,13 @@ LOCKSTEP = 32
 """Most calls that run step by step together; everything else in the event loop waits for one such batch."""
 NONCE_BOUND = "confcom-nonce-bound"
 """The claim whether the quote vouches for the nonce; without it a nonce says that the token is fresh, and no more."""
+KNOWN = 256
+"""Appraisals of which `Known` is kept: each build of an enclave or TD on each platform is one."""
+MAX_KNOWN = 16 << 10
+"""Bytes of the claims of one that is kept."""
+ONCE = frozenset({"advisory", "held-data", "report-data"})
+"""Ids of findings that depend on the time or the report data."""
+_SGX_REPORT_DATA, _TDX_REPORT_DATA = ReportBody.place("report_data"), TdReportBody10.place("report_data")
 
 
 class WouldBlock(Exception):
@@ -88,23 +106,41 @@ class Denied(AzureError):
 class Refused(AzureError):
     """The evidence was not accepted; `checks` are those of `confcom verify`."""
 
-    def __init__(self, error: ConfcomError, checks: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, result: AttestationResult) -> None:
+        error = result.error or ConfcomError("nothing was judged")
         super().__init__(error.message, "InvalidParameter", advice=error.advice())
         self.cause = error
-        self.checks = list(checks)
+        self.checks = result.as_dict()["checks"]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What an appraisal established that depends neither on the report data nor on the time; bytes are JSON.
+
+    Without the report data, `seen` are the claims that the policy saw, `evidence` those of evidence and appraisal,
+    `issued` the policy's, `token` the last two. `hashes` are those of the collateral, `vector` is the one of AR4SI, and
+    `under` the verdict beside those under further sets of collateral. `basis` is what all of it was established from.
+    """
+
+    seen: bytes
+    issued: dict[str, Any]
+    evidence: bytes
+    token: bytes
+    hashes: bytes
+    vector: dict[str, int]
+    under: dict[str, Any]
+    basis: tuple[object, ...]
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """What an appraisal established. `named` are the claims of the quote, `seen` those that the policy sees."""
+    """The outcome of an accepted appraisal."""
 
     request: AttestRequest
     verified: VerifiedQuote
-    collateral: Collateral
-    named: Mapping[str, Any]
-    seen: Mapping[str, Any]
-    decision: Decision
+    known: Known
     policy: PolicyInForce
     sets: tuple[dict[str, Any], ...]
+    report_data: dict[str, str]
+    """The claim with it."""
 
 
 Outcome = tuple[AuditRecord, str | ConfcomError]
@@ -117,7 +153,9 @@ class Lockstep:
     Code and data of a step are then in the processor's caches for all calls but the first: a call takes a seventh less.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[Outcome, asyncio.Future[Outcome]], None]) -> None:
+        """`ended` gets the outcome of each call that ended without an exception, and where it is awaited."""
+        self._ended = ended
         self._waiting: list[tuple[Steps, asyncio.Future[Outcome]]] = []
 
     def run(self, steps: Steps) -> asyncio.Future[Outcome]:
@@ -134,23 +172,22 @@ class Lockstep:
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._run)
         while running:
-            running = [call for call in running if _take_step(*call)]
+            running = [call for call in running if self._take_step(*call)]
 
-
-def _take_step(steps: Steps, outcome: asyncio.Future[Outcome]) -> bool:
-    """Take one step; whether there are more."""
-    try:
-        next(steps)
-    except StopIteration as ended:
-        if not outcome.done():
-            outcome.set_result(ended.value)
-    except Exception as error:  # noqa: BLE001 - raised where the outcome is awaited
-        if not outcome.done():
-            # Without this frame, which holds the outcome: the error would hold itself.
-            outcome.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
-    else:
-        return not outcome.done()
-    return False
+    def _take_step(self, steps: Steps, outcome: asyncio.Future[Outcome]) -> bool:
+        """Take one step; whether there are more."""
+        try:
+            next(steps)
+        except StopIteration as ended:
+            if not outcome.done():
+                self._ended(ended.value, outcome)
+        except Exception as error:  # noqa: BLE001 - raised where the outcome is awaited
+            if not outcome.done():
+                # Without this frame, which holds the outcome: the error would hold itself.
+                outcome.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        else:
+            return not outcome.done()
+        return False
 
 
 class Appraiser:
@@ -187,6 +224,7 @@ class Appraiser:
         self._clock = clock
         self._nonce_secret = store.nonce_secret()
         self._parsed: dict[str, Decisions] = {}
+        self._known: dict[tuple[bytes | int, ...], Known] = {}
         self._policies: dict[AttestationType, tuple[float, PolicyInForce]] = {}
 
     def appraise(self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False) -> Outcome:
@@ -236,10 +274,12 @@ class Appraiser:
                 self._use_nonce(request.nonce, now)
             token = self._token(judged, entry, ear=ear)
         except Denied as error:
-            return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.seen)), error
+            kept = b"" if policy.draft else msgspec.json.encode(error.seen)
+            return replace(entry, verdict="denied", reason=error.message, claims=kept.decode()), error
         except ConfcomError as error:
             return replace(entry, verdict="refused", reason=error.message), error
-        return replace(entry, claims=_kept(request, judged.seen)), token
+        kept = b"" if policy.draft else joined(judged.known.seen, msgspec.json.encode(judged.report_data))
+        return replace(entry, claims=kept.decode()), token
 
     def examine(
         self, given: EvidenceFile | AttestedCertificate, now: datetime
@@ -332,20 +372,37 @@ class Appraiser:
         yield
         decides = self._deciding(rules.policy)
         collateral = self._collateral_of(evidence.quote, decides, now, may_block=may_block)
-        result = self._result(evidence, collateral, now)
-        if not result or result.verified is None:
-            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
+        quote = evidence.quote
+        try:
+            verified = self._verifier.verify(quote, collateral, now=now, any_tcb=True)
+            checks = check_custom_claims(evidence)
+        except NOT_AUTHENTIC as error:
+            raise Refused(failed(error, evidence=evidence, source=collateral.source)) from None
+        yield
+        subject, report_data = _split(quote)
+        # Each of these objects stands for exact bytes, and `basis` holds it, so that its id is of nothing else.
+        key = subject, id(verified.chain), id(verified.tcb), id(collateral), id(rules)
+        known = None if verified.stale else self._known.get(key)
+        if known is None:
+            appraisal = appraise(verified, self._policy, grace=self._grace)
+            result = result_of(appraisal, evidence, checks, collateral.source)
+            if not result:
+                raise Refused(result)
+            known = _establish(result, verified, collateral, rules, str(decides))
+            once = verified.stale or ONCE.intersection(check.id for check in appraisal.findings)
+            if not (once or policy.draft or rules.reads(azure.report_data_claim(quote))):
+                self._keep(key, known)
         further = [update for update in self._updates if update != decides]
         sets = [self._under(evidence, update, now, may_block=may_block) for update in further]
         yield
-        named = azure.quote_claims(evidence.quote)
-        seen = azure.policy_claims(named)
-        decision = rules.on(seen)
-        if not decision.permitted:
-            raise Denied(decision, seen)
-        all_sets = (result.under(str(decides)), *sets) if sets else ()
-        yield
-        return Judged(request, result.verified, collateral, named, seen, decision, policy, all_sets)
+        claim = {azure.report_data_claim(quote): report_data.hex()}
+        return Judged(request, verified, known, policy, (known.under, *sets) if sets else (), claim)
+
+    def _keep(self, key: tuple[bytes | int, ...], known: Known) -> None:
+        if len(known.token) <= MAX_KNOWN:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = known
 
     def checked(self, text: str) -> PolicyText:
         """A policy that can be put into force: with the set of collateral that decides, and nothing else, configured.
@@ -464,17 +521,19 @@ class Appraiser:
     def _token(self, judged: Judged, entry: AuditRecord, *, ear: bool) -> str:
         if judged.request.login_for is not None:
             return self._login_token(judged, judged.request.login_for, entry.at)
-        hashes = azure.collateral_hashes(judged.collateral)
-        evidence = azure.evidence_claims(judged.named, judged.request, hashes, entry.evidence_hash)
-        evidence |= azure.appraisal_claims(judged.verified, judged.sets)
+        hashes = joined(judged.known.hashes, msgspec.json.encode({"quotehash": entry.evidence_hash}))
+        beside = azure.request_claims(judged.request, judged.verified.tee, msgspec.Raw(hashes))
+        claims = judged.report_data | beside
+        if judged.sets:
+            claims["confcom-tcb-sets"] = judged.sets
         if judged.request.nonce is not None:
-            evidence[NONCE_BOUND] = judged.request.bind_nonce
-        return self._ear(judged, evidence, entry) if ear else self._azure_token(judged, evidence, entry)
+            claims[NONCE_BOUND] = judged.request.bind_nonce
+        return self._ear(judged, claims, entry) if ear else self._azure_token(judged, claims, entry)
 
     def _login_token(self, judged: Judged, audience: str, now: datetime) -> str:
         claims = login.login_claims(
             judged.verified,
-            judged.decision.claims(),
+            judged.known.issued,
             issuer=self._issuer,
             audience=audience,
             now=int(now.timestamp()),
@@ -482,17 +541,16 @@ class Appraiser:
         claims |= {"jti": secrets.token_hex(16), "policy-hash": azure.policy_hash(judged.policy.text)}
         return login.seal(self._keys().of("RS256").sign(claims, {"typ": "JWT"}), judged.request)
 
-    def _azure_token(self, judged: Judged, evidence: dict[str, Any], entry: AuditRecord) -> str:
-        claims = judged.decision.claims() | evidence | self._issuer_claims(entry.at)
+    def _azure_token(self, judged: Judged, claims: dict[str, Any], entry: AuditRecord) -> str:
+        claims |= self._issuer_claims(entry.at)
         claims["x-ms-policy-hash"] = entry.policy_hash
         if judged.policy.signer is not None:
             claims["x-ms-policy-signer"] = judged.policy.signer
         if judged.request.nonce is not None:
             claims["nonce"] = judged.request.nonce
+        written = msgspec.Raw(joined(judged.known.token, msgspec.json.encode(claims)))
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
-        if judged.policy.draft:
-            return unsecured(claims, header)
-        return self._keys().of("RS256").sign(claims, header)
+        return unsecured(written, header) if judged.policy.draft else self._keys().of("RS256").sign(written, header)
 
     def signed(self, claims: dict[str, Any]) -> str:
         """An answer of the policy API as a token."""
@@ -508,8 +566,9 @@ class Appraiser:
     def _ear(self, judged: Judged, evidence: dict[str, Any], entry: AuditRecord) -> str:
         issued = int(entry.at.timestamp())
         claims = ear_claims(
-            judged.verified,
-            evidence,
+            judged.verified.tee,
+            judged.known.vector,
+            msgspec.Raw(joined(judged.known.evidence, msgspec.json.encode(evidence))),
             policy_id=entry.policy_hash,
             nonce=judged.request.nonce,
             issued=issued,
@@ -523,8 +582,33 @@ def _policy(text: str, signer: x509.Certificate | None, *, draft: bool = False) 
     return PolicyInForce(text, None if signer is None else certificate_jwk(signer), draft)
 
 
-def _kept(request: AttestRequest, seen: Mapping[str, Any]) -> str:
-    """What a policy sees of evidence, for dry runs; what a draft decided is no outcome that they compare with."""
-    if request.draft_policy is not None:
-        return ""
-    return msgspec.json.encode(seen).decode()
+def _establish(
+    result: AttestationResult, verified: VerifiedQuote, collateral: Collateral, rules: Decisions, update: str
+) -> Known:
+    """What is said of accepted evidence under the set `update`; `Denied` if the policy of its type refuses it."""
+    named = azure.quote_claims(verified.quote)
+    seen = azure.policy_claims(named)
+    decision = rules.on(seen)
+    if not decision.permitted:
+        raise Denied(decision, seen)
+    evidence, issued = azure.evidence_claims(named) | azure.appraisal_claims(verified), decision.claims()
+    for claims in (seen, evidence):
+        del claims[azure.report_data_claim(verified.quote)]
+    written = msgspec.json.encode(evidence)
+    return Known(
+        seen=msgspec.json.encode(seen),
+        issued=issued,
+        evidence=written,
+        token=joined(msgspec.json.encode(issued), written),
+        hashes=msgspec.json.encode(azure.collateral_hashes(collateral)),
+        vector=trustworthiness_vector(verified),
+        under=result.under(update),
+        basis=(verified.chain, verified.tcb, collateral, rules),
+    )
+
+
+def _split(quote: Quote) -> tuple[bytes, bytes]:
+    """What the attestation key signed without the report data, and the report data (64 bytes)."""
+    body = bytes(quote.body)
+    place = _SGX_REPORT_DATA if isinstance(quote.body, ReportBody) else _TDX_REPORT_DATA
+    return bytes(quote.header) + body[: place.start] + body[place.stop :], body[place]

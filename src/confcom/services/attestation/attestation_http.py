@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ from confcom.services.attestation.administrators import (
     IssuerUnavailable,
     NotAnAdministrator,
 )
-from confcom.services.attestation.appraiser import Appraiser, Denied, Lockstep, Refused, WouldBlock
+from confcom.services.attestation.appraiser import Appraiser, Denied, Lockstep, Outcome, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import (
     AttestationStore,
     AuditWriter,
@@ -166,7 +167,7 @@ class AttestationApp:
         self._problem = problem
         self.workers = workers
         self._audit = audit
-        self._lockstep = Lockstep()
+        self._lockstep = Lockstep(self._ended)
         self.metrics = metrics
         self._issuer = issuer
         self._administrators = administrators
@@ -264,13 +265,22 @@ class AttestationApp:
                 raise WouldBlock
             steps = self.appraiser.steps(body, kind, caller, ear=ear, may_block=False)
             entry, found = await self._lockstep.run(steps)
+            recorded = entry.verdict != "refused"
         except WouldBlock:
             entry, found = await self.workers.run(lambda: self.appraiser.appraise(body, kind, caller, ear=ear))
-        if entry.verdict != "refused" or self._is_recorded(scope):
+            recorded = False
+        if not recorded and (entry.verdict != "refused" or self._is_recorded(scope)):
             await self._audit.record(entry)
         if self._failed_at is not None and isinstance(found, str):
             self._worked(self._failed_at)
         return found
+
+    def _ended(self, found: Outcome, awaited: asyncio.Future[Outcome]) -> None:
+        """Answer a call of the event loop when its record is committed; refusals are recorded by `appraise`."""
+        if found[0].verdict == "refused":
+            awaited.set_result(found)
+        else:
+            self._audit.record_for(found[0], awaited, found)
 
     def _is_recorded(self, scope: Message) -> bool:
         """Whether this refusal of the address is within those that are recorded; others are counted."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -363,26 +363,34 @@ class AttestationStore:
             return bytes(connection.execute(sa.select(_SECRET.c.value)).scalar_one())
 
 
+T = TypeVar("T")
+_Awaited: TypeAlias = tuple[AuditRecord, asyncio.Future[Any], Any]
+"""A record, the future that waits for it, and the value which that gets."""
+
+
 class AuditWriter:
     """Records appraisals before their callers are answered: one transaction at a time, with all that came meanwhile."""
 
     def __init__(self, store: AttestationStore) -> None:
         self._store = store
         self._thread = WorkerThreads("audit", threads=1, max_waiting=1)
-        self._pending: list[tuple[AuditRecord, asyncio.Future[None]]] = []
+        self._pending: list[_Awaited] = []
         self._busy = False
         """Whether a transaction is under way, or comes in this turn of the event loop."""
         self._writing: asyncio.Task[None] | None = None
 
     def record(self, entry: AuditRecord) -> asyncio.Future[None]:
         """Done once the record is committed; an error of its transaction is raised for every record in it."""
-        loop = asyncio.get_running_loop()
-        kept: asyncio.Future[None] = loop.create_future()
-        self._pending.append((entry, kept))
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.record_for(entry, kept, None)
+        return kept
+
+    def record_for(self, entry: AuditRecord, kept: asyncio.Future[T], value: T) -> None:
+        """The same for a future that there is; it gets the value."""
+        self._pending.append((entry, kept, value))
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._write)
-        return kept
+            asyncio.get_running_loop().call_soon(self._write)
 
     def close(self) -> None:
         """End the thread."""
@@ -390,7 +398,7 @@ class AuditWriter:
 
     def _write(self) -> None:
         """Write what came in this turn of the event loop: here if nothing waits then, else in the thread."""
-        if self._store.record_at_once([entry for entry, _ in self._pending]):
+        if self._store.record_at_once([entry for entry, _, _ in self._pending]):
             self._busy = False
             _settle(self._take(), None)
         else:
@@ -398,7 +406,7 @@ class AuditWriter:
 
     async def _write_in_thread(self) -> None:
         while batch := self._take():
-            entries = [entry for entry, _ in batch]
+            entries = [entry for entry, _, _ in batch]
             outcome: Exception | None = None
             try:
                 await self._thread.run(lambda entries=entries: self._store.record(entries))  # type: ignore[misc]
@@ -407,17 +415,17 @@ class AuditWriter:
             _settle(batch, outcome)
         self._busy = False
 
-    def _take(self) -> list[tuple[AuditRecord, asyncio.Future[None]]]:
+    def _take(self) -> list[_Awaited]:
         batch, self._pending = self._pending, []
         return batch
 
 
-def _settle(batch: list[tuple[AuditRecord, asyncio.Future[None]]], outcome: Exception | None) -> None:
-    for _, kept in batch:
+def _settle(batch: list[_Awaited], outcome: Exception | None) -> None:
+    for _, kept, value in batch:
         if kept.done():
             continue
         if outcome is None:
-            kept.set_result(None)
+            kept.set_result(value)
         else:
             kept.set_exception(outcome)
 

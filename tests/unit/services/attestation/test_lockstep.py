@@ -16,6 +16,10 @@ from confcom.tokens.azure import AttestationType
 RECORD = AuditRecord(datetime(2026, 11, 30, tzinfo=UTC), AttestationType.SGX_ENCLAVE, "", "accepted", "", "", "", "")
 
 
+def _answer(found: Outcome, awaited: asyncio.Future[Outcome]) -> None:
+    awaited.set_result(found)
+
+
 def _call(name: str, seen: list[str], *, fails_at: int = 9) -> Steps:
     for step in range(3):
         if step == fails_at:
@@ -26,7 +30,7 @@ def _call(name: str, seen: list[str], *, fails_at: int = 9) -> Steps:
 
 
 async def test_each_step_is_taken_for_all_before_the_next() -> None:
-    lockstep, seen = Lockstep(), list[str]()
+    lockstep, seen = Lockstep(_answer), list[str]()
     calls = [lockstep.run(_call("a", seen)), lockstep.run(_call("b", seen, fails_at=1)), lockstep.run(_call("c", seen))]
     first, failed, last = await asyncio.gather(*calls, return_exceptions=True)
     assert (first, last) == ((RECORD, "a"), (RECORD, "c"))
@@ -36,7 +40,7 @@ async def test_each_step_is_taken_for_all_before_the_next() -> None:
 
 
 async def test_others_of_the_event_loop_have_a_turn_after_some_calls() -> None:
-    lockstep, seen = Lockstep(), list[str]()
+    lockstep, seen = Lockstep(_answer), list[str]()
     calls = [lockstep.run(_call(f"{number}.", seen)) for number in range(2 * LOCKSTEP + 1)]
     asyncio.get_running_loop().call_soon(seen.append, "another")
     outcomes: list[Outcome] = await asyncio.gather(*calls)
@@ -46,7 +50,7 @@ async def test_others_of_the_event_loop_have_a_turn_after_some_calls() -> None:
 
 
 async def test_a_caller_that_left_stops_its_call_alone() -> None:
-    lockstep, seen = Lockstep(), list[str]()
+    lockstep, seen = Lockstep(_answer), list[str]()
     gone, stays = lockstep.run(_call("gone", seen)), lockstep.run(_call("stays", seen))
     gone.cancel()
     assert await stays == (RECORD, "stays")
@@ -55,7 +59,7 @@ async def test_a_caller_that_left_stops_its_call_alone() -> None:
 
 async def test_an_error_is_freed_with_its_call() -> None:
     """With the evidence that its frames hold, and not at some garbage collection."""
-    lockstep, errors = Lockstep(), list[weakref.ref[BaseException]]()
+    lockstep, errors = Lockstep(_answer), list[weakref.ref[BaseException]]()
     places: list[str] = []
 
     async def ask() -> None:
