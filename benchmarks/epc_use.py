@@ -21,9 +21,9 @@ from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
 from confcom.devices.processes import (
     EnclaveDevice,
+    ProcessFinder,
     bears_a_device_name,
     count_use,
-    find_enclave_processes,
     parse_mapping,
 )
 
@@ -90,9 +90,9 @@ def rows() -> Iterator[Row]:
         host = Host()
         for count in SIZES:
             with _processes(count, Path(name) / "dev/sgx_enclave"):
-                seen = find_enclave_processes(host, device)
+                seen = ProcessFinder(host).look(device)
                 mapped = sum(use.mapped for use in count_use(seen.enclaves).values())
-                look, used = _cost(lambda: count_use(find_enclave_processes(host, device).enclaves))
+                look, used = _cost(lambda: count_use(ProcessFinder(host).look(device).enclaves))
                 walk, _ = _cost(_plain_walk)
                 assert mapped == HOLDERS * HELD, mapped
                 note = f"{used / INTERVAL:.2%} of a core, every {INTERVAL:g} s; {mapped >> 20} MiB mapped"

@@ -85,7 +85,7 @@ def test_what_the_kernel_writes_is_read(
     line = f"{start:08x}-{start + length:08x} {rights} 00000000 {major:02x}:{minor:02x} {inode} ".encode()
     found = parse_mapping(line + b"   /dev/sgx_enclave" + mark)
     assert found is not None
-    assert (found.start, found.size, found.file) == (start, length, (major, minor, inode))
+    assert (found.start, found.end, found.file) == (start, start + length, (major, minor, inode))
     assert found.usable is (rights != "---s")
     assert found.path == b"/dev/sgx_enclave"
 

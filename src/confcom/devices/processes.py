@@ -18,10 +18,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from confcom.devices.host import Host
@@ -116,11 +119,6 @@ class FileMapping:
     usable: bool
     file: FileIdentity
     path: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.end - self.start
 
 
 def parse_mapping(line: bytes) -> FileMapping | None:
@@ -269,6 +267,9 @@ def parse_stat(line: bytes) -> ProcessStat | None:
     return ProcessStat(name, parent, user + system, started)
 
 
+STUCK_AFTER = 5.0
+"""Seconds that a process may keep its reader waiting; usually it is less than a millisecond."""
+MAX_STUCK = 16
 _MAX_STAT = 4096
 _PIECE = 64 * 1024
 _MAX_DIGITS = 9
@@ -305,27 +306,49 @@ class ProcessesSeen:
     unreadable: int
 
 
-class _Pass:
-    """One pass over /proc (`proc` is a handle on it): counters, and files that were found to be the device."""
+class _Reader(threading.Thread):
+    """Takes names of processes from `waiting` and reads them; files that were found to be the device are remembered.
 
-    def __init__(self, proc: int, device: EnclaveDevice) -> None:
-        self.proc = proc
+    A process can keep its reader waiting for ever: it maps a file of a server that does not answer. `at` names the one
+    that is read, also when the reader ended by a mistake; give the reader another `waiting` to abandon it.
+    """
+
+    def __init__(self, proc: Path, device: EnclaveDevice, waiting: deque[str]) -> None:
+        super().__init__(name="processes", daemon=True)
         self.device = device
+        self.waiting = waiting
+        self.at = ""
         self.unreadable = 0
+        self.found: list[EnclaveProcess] = []
+        self._proc = proc
         self._devices: dict[FileIdentity, bool] = {}
 
-    def enclaves(self, name: str) -> EnclaveProcess | None:
-        """The enclave memory of a process; None if it has none, or is gone."""
+    def run(self) -> None:
+        """Read until none is waiting."""
+        with _folder(str(self._proc)) as proc:
+            while self.waiting:
+                self.at = self.waiting.popleft()
+                self._enclaves(self.at, proc)
+                self.at = ""
+
+    def is_stuck(self) -> bool:
+        """Wait for the end, and say whether one process takes longer than `STUCK_AFTER` instead."""
+        before = None
+        while self.is_alive() and (before is None or self.at != before):
+            before = self.at
+            self.join(STUCK_AFTER)
+        return self.is_alive()
+
+    def _enclaves(self, name: str, proc: int) -> None:
         try:
-            if not any(True for _ in enclave_candidates(_read(f"{name}/maps", self.proc, MAX_MAPS), self.device.files)):
-                return None
-            with _folder(name, self.proc) as process:
-                return self._look(int(name), process)
+            if any(True for _ in enclave_candidates(_read(f"{name}/maps", proc, MAX_MAPS), self.device.files)):
+                with _folder(name, proc) as process:
+                    if (found := self._look(int(name), process)) is not None:
+                        self.found.append(found)
         except PermissionError:
             self.unreadable += 1
         except OSError:
             pass  # it ended meanwhile
-        return None
 
     def _look(self, pid: int, process: int) -> EnclaveProcess | None:
         maps = _read("maps", process, MAX_MAPS)
@@ -366,18 +389,38 @@ class _Pass:
         return self.device.stand_in and _identity(status) in self.device.files
 
 
-def find_enclave_processes(host: Host, device: EnclaveDevice) -> ProcessesSeen:
-    """One pass over `host`'s /proc. Without a device there is nothing to look for, and nothing is read."""
-    if not device.files:
-        return ProcessesSeen((), 0, 0)
-    try:
-        with _folder(str(host.root / "proc")) as proc:
-            names = [name for name in os.listdir(proc) if name.isdigit() and len(name) <= _MAX_DIGITS]  # noqa: PTH208 - by handle
-            look = _Pass(proc, device)
-            found = [process for name in names if (process := look.enclaves(name)) is not None]
-            return ProcessesSeen(tuple(found), len(names), look.unreadable)
-    except OSError:
-        return ProcessesSeen((), 0, 0)
+class ProcessFinder:
+    """Finds the processes of a host that have enclave memory. Blocking."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._stuck: dict[str, _Reader] = {}
+
+    @property
+    def stuck(self) -> Sequence[str]:
+        """Numbers of processes that keep their readers waiting: they are left out, and count as unreadable."""
+        return [name for name, reader in self._stuck.items() if reader.is_alive()]
+
+    def look(self, device: EnclaveDevice) -> ProcessesSeen:
+        """One pass over /proc. Without a device there is nothing to look for, and nothing is read.
+
+        Beyond `MAX_STUCK` processes that keep their readers waiting, no further one is read.
+        """
+        self._stuck = {name: self._stuck[name] for name in self.stuck}
+        names = [name for name in self._host.names("/proc") if name.isdigit() and len(name) <= _MAX_DIGITS]
+        if not device.files:
+            return ProcessesSeen((), 0, 0)
+        waiting = deque(name for name in names if name not in self._stuck)
+        unreadable, found = len(names) - len(waiting), list[EnclaveProcess]()
+        while waiting and len(self._stuck) < MAX_STUCK:
+            reader = _Reader(self._host.root / "proc", device, waiting)
+            reader.start()
+            if reader.is_stuck():
+                self._stuck[reader.at] = reader
+                reader.waiting = deque()
+            unreadable += reader.unreadable + bool(reader.at)
+            found += reader.found
+        return ProcessesSeen(tuple(found), len(names), unreadable + len(waiting))
 
 
 def _identity(status: os.stat_result) -> FileIdentity:

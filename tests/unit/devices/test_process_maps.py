@@ -55,7 +55,7 @@ def test_what_maps_no_file_is_no_mapping(line: bytes) -> None:
 
 
 def test_what_is_called_like_the_device_or_known_as_it_is_a_candidate() -> None:
-    assert [(one.size, one.usable) for one in enclave_candidates(MAPS, ())] == [
+    assert [(one.end - one.start, one.usable) for one in enclave_candidates(MAPS, ())] == [
         (4 << 20, True),
         (2 << 20, False),
         (1 << 20, True),

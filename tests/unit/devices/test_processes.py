@@ -5,13 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
+from confcom.devices import processes
 from confcom.devices.declared_node import declare_node, map_enclave_memory
 from confcom.devices.host import Host
-from confcom.devices.processes import CgroupOwner, EnclaveDevice, find_enclave_processes
+from confcom.devices.processes import MAX_STUCK, CgroupOwner, EnclaveDevice, ProcessFinder
 from confcom.errors import ConfigError
 
 POD, ONE = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4
@@ -31,11 +33,16 @@ def process(root: Path, pid: int, maps: str, *, device: str | None = None) -> Pa
     return place
 
 
+def end_readers() -> None:
+    for reader in [one for one in threading.enumerate() if one.name == "processes"]:
+        reader.join(60)
+
+
 @pytest.mark.promise("M5")
 @pytest.mark.parametrize("path", ["/dev/sgx_enclave", "/dev/sgx/enclave", "/sgx_enclave", "/opt/dev/sgx_enclave"])
 def test_the_device_is_known_by_its_number_under_every_name(tmp_path: Path, path: str) -> None:
     process(tmp_path, 7, LINE.format(path), device="/dev/null")
-    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
     (found,) = seen.enclaves
     assert found.usable == ((0x7F0000000000, 0x7F0000400000),)
     assert found.owner == CgroupOwner(POD, ONE)
@@ -45,7 +52,7 @@ def test_the_device_is_known_by_its_number_under_every_name(tmp_path: Path, path
 def test_another_device_or_file_of_that_name_is_not_it(tmp_path: Path) -> None:
     process(tmp_path, 7, LINE.format("/dev/sgx_enclave"), device="/dev/zero")
     process(tmp_path, 8, LINE.format("/tmp/sgx_enclave").replace(" 7 ", " 8 "), device="/etc/passwd")
-    assert find_enclave_processes(Host(tmp_path), DEVICE).enclaves == ()
+    assert ProcessFinder(Host(tmp_path)).look(DEVICE).enclaves == ()
 
 
 def test_where_the_kernel_does_not_tell_the_root_of_the_process_is_asked(tmp_path: Path) -> None:
@@ -54,18 +61,18 @@ def test_where_the_kernel_does_not_tell_the_root_of_the_process_is_asked(tmp_pat
     (tmp_path / "container/dev").mkdir(parents=True)
     (tmp_path / "container/dev/sgx_enclave").symlink_to("/dev/null")
     # The inode must be the one that is mapped: a file that was put there since is another.
-    assert find_enclave_processes(Host(tmp_path), DEVICE).enclaves == ()
+    assert ProcessFinder(Host(tmp_path)).look(DEVICE).enclaves == ()
     (place / "maps").write_text(LINE.format("/dev/sgx_enclave").replace(" 7 ", f" {NULL.st_ino} "))
-    assert len(find_enclave_processes(Host(tmp_path), DEVICE).enclaves) == 1
+    assert len(ProcessFinder(Host(tmp_path)).look(DEVICE).enclaves) == 1
 
 
 def test_where_nothing_can_be_asked_the_usual_path_counts(tmp_path: Path) -> None:
     process(tmp_path, 7, LINE.format("/dev/sgx_enclave"))
     process(tmp_path, 8, LINE.format("/tmp/sgx_enclave").replace(" 7 ", " 8 "))
-    assert [found.pid for found in find_enclave_processes(Host(tmp_path), DEVICE).enclaves] == [7]
+    assert [found.pid for found in ProcessFinder(Host(tmp_path)).look(DEVICE).enclaves] == [7]
     # A stand-in is one file and no other, whatever it is called.
     stand_in = EnclaveDevice(frozenset(), frozenset({(9, 9, 9)}), stand_in=True)
-    assert find_enclave_processes(Host(tmp_path), stand_in).enclaves == ()
+    assert ProcessFinder(Host(tmp_path)).look(stand_in).enclaves == ()
 
 
 def test_processes_that_end_in_the_middle_are_none(tmp_path: Path) -> None:
@@ -74,7 +81,7 @@ def test_processes_that_end_in_the_middle_are_none(tmp_path: Path) -> None:
     process(tmp_path, 20, LINE.format("/dev/sgx_enclave"), device="/dev/null")
     (tmp_path / "proc/self").mkdir()
     (tmp_path / "proc/21").mkdir()
-    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
     assert [found.pid for found in seen.enclaves] == [20]
     assert (seen.processes, seen.unreadable) == (5, 0)
 
@@ -89,14 +96,60 @@ def test_what_is_refused_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return true_open(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", refuse)
-    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
     assert (seen.enclaves, seen.unreadable) == ((), 1)
+
+
+def test_a_process_that_keeps_its_reader_waiting_delays_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does for a file of a server that does not answer."""
+    for pid in (7, 8, 9):
+        process(tmp_path, pid, LINE.format("/dev/sgx_enclave").replace(" 7 ", f" {pid} "), device="/dev/null")
+    slow, answers, true_stat = (tmp_path / "proc/8").stat().st_ino, threading.Event(), os.stat
+
+    def stat_of(path: str, *, dir_fd: int | None = None, **more: bool) -> os.stat_result:
+        if dir_fd is not None and os.fstat(dir_fd).st_ino == slow:
+            assert answers.wait(60)
+        return true_stat(path, dir_fd=dir_fd, **more)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    monkeypatch.setattr(processes, "STUCK_AFTER", 0.3)
+    finder = ProcessFinder(Host(tmp_path))
+    for _ in range(2):
+        seen = finder.look(DEVICE)
+        assert sorted(found.pid for found in seen.enclaves) == [7, 9]
+        assert (seen.processes, seen.unreadable, list(finder.stuck)) == (3, 1, ["8"])
+    answers.set()
+    end_readers()
+    seen = finder.look(DEVICE)
+    assert sorted(found.pid for found in seen.enclaves) == [7, 8, 9]
+    assert (seen.unreadable, list(finder.stuck)) == (0, [])
+
+
+def test_not_every_process_can_make_a_reader_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = MAX_STUCK + 4
+    for pid in range(1, count + 1):
+        process(tmp_path, pid, LINE.format("/dev/sgx_enclave"), device="/dev/null")
+    answers, true_stat = threading.Event(), os.stat
+
+    def stat_of(path: str, *, dir_fd: int | None = None, **more: bool) -> os.stat_result:
+        assert dir_fd is None or answers.wait(60)
+        return true_stat(path, dir_fd=dir_fd, **more)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    monkeypatch.setattr(processes, "STUCK_AFTER", 0.01)
+    finder = ProcessFinder(Host(tmp_path))
+    seen = finder.look(DEVICE)
+    assert (seen.processes, seen.unreadable) == (count, count)
+    answers.set()
+    end_readers()
 
 
 def test_without_a_device_nothing_is_read(tmp_path: Path) -> None:
     process(tmp_path, 7, LINE.format("/dev/sgx_enclave"), device="/dev/null")
-    assert find_enclave_processes(Host(tmp_path), EnclaveDevice.of(Host(tmp_path))).processes == 0
-    assert find_enclave_processes(Host(tmp_path / "none"), DEVICE).processes == 0
+    assert ProcessFinder(Host(tmp_path)).look(EnclaveDevice.of(Host(tmp_path))).processes == 0
+    assert ProcessFinder(Host(tmp_path / "none")).look(DEVICE).processes == 0
 
 
 def test_this_process_maps_the_stand_in_of_a_simulated_node(tmp_path: Path) -> None:
@@ -107,7 +160,7 @@ def test_this_process_maps_the_stand_in_of_a_simulated_node(tmp_path: Path) -> N
     def mapped() -> int:
         return sum(
             end - start
-            for found in find_enclave_processes(host, device).enclaves
+            for found in ProcessFinder(host).look(device).enclaves
             if found.pid == os.getpid()
             for start, end in found.usable
         )
@@ -140,11 +193,11 @@ def test_a_character_device_is_known_by_its_number_in_every_container(tmp_path: 
         except PermissionError:
             pytest.skip("devices of this file system may not be used")
         with memory:
-            (found,) = [one for one in find_enclave_processes(Host(), device).enclaves if one.pid == os.getpid()]
+            (found,) = [one for one in ProcessFinder(Host()).look(device).enclaves if one.pid == os.getpid()]
             assert [end - start for start, end in found.usable] == [1 << 20]
             # The same file for a host whose device has another number is none.
             other = EnclaveDevice(frozenset({(1, 7)}), device.files)
-            assert os.getpid() not in [one.pid for one in find_enclave_processes(Host(), other).enclaves]
+            assert os.getpid() not in [one.pid for one in ProcessFinder(Host()).look(other).enclaves]
 
 
 def test_the_stand_in_is_known_by_both_names(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from confcom.devices.processes import (
     EnclaveDevice,
     MiscCgroup,
     MiscUse,
+    ProcessFinder,
     ReclaimThread,
     count_use,
-    find_enclave_processes,
     find_misc,
 )
 from confcom.devices.sgx_node import SgxNode, find_sgx
@@ -97,6 +97,7 @@ class EpcMeter:
     """
 
     def __init__(self, host: Host, node: Host) -> None:
+        self.processes = ProcessFinder(host)
         self._host = host
         self._node = node
         self._reclaim = ReclaimThread(host)
@@ -114,7 +115,7 @@ class EpcMeter:
         started = time.perf_counter()
         self.sgx = find_sgx(self._node)
         # Every time: a driver may be loaded, or a device appear under another number.
-        seen = find_enclave_processes(self._host, EnclaveDevice.of(self._node))
+        seen = self.processes.look(EnclaveDevice.of(self._node))
         self._misc = find_misc(self._host)
         self._groups = {} if self._misc is None else self._misc.containers()
         return Seen(
@@ -205,7 +206,10 @@ class MetricsExporter:
             self._begin(episode)
         self._show(use)
         self.metrics.seen, self.metrics.sgx = seen, self._meter.sgx
-        if seen.unreadable:
+        if stuck := self._meter.processes.stuck:
+            reason = f"processes map a file of a server that does not answer: {', '.join(stuck)}"
+            self._warn("processes.stuck", reason, advice="End their pods: what they use of EPC cannot be read.")
+        if seen.unreadable > len(stuck):
             advice = "Run as root with CAP_SYS_PTRACE; AppArmor must not confine the container."
             self._warn("processes.unreadable", "the kernel does not show us every process's memory", advice=advice)
         self._looked = self._monotonic()
