@@ -227,7 +227,7 @@ class Administrators:
         if self._path is None or (self._optional and not self._path.exists()):
             return _File(administrators=[])
         try:
-            file = msgspec.convert(read_toml(self._path), _File)
+            file = msgspec.convert(read_toml(self._path, patience=0), _File)
         except msgspec.ValidationError as error:
             raise ConfigError(
                 f"{self._path}: {explain_settings(error, _File)}",

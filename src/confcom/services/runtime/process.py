@@ -29,8 +29,6 @@ from confcom.input_file import read_bounded
 
 MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
-SETTINGS_PATIENCE = 10.0
-"""Seconds for settings that come through a pipe."""
 _Config = TypeVar("_Config", bound=msgspec.Struct)
 
 
@@ -49,7 +47,7 @@ def load(
     is None was not given; `option` gives the name of a field's flag. Unknown names and wrong values are a `ConfigError`
     that names them where they were written.
     """
-    document = {} if file is None else read_toml(file, patience=SETTINGS_PATIENCE)
+    document = {} if file is None else read_toml(file)
     written = _convert(kind, document, f"{file}: ", str, strict=True)
 
     def variable(field: str) -> str:
@@ -83,7 +81,7 @@ def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
     return [word for part in text.split(",") if (word := part.strip())] if isinstance(field.default, tuple) else text
 
 
-def read_toml(file: Path, *, patience: float = 0.0) -> dict[str, Any]:
+def read_toml(file: Path, *, patience: float | None = None) -> dict[str, Any]:
     """A file of settings, at most `MAX_SETTINGS` bytes; `ConfigError` if it cannot be read."""
     try:
         content = read_bounded(file, MAX_SETTINGS, patience=patience)

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import structlog
 
+from confcom import input_file
 from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.services.quote_helper.helper import QuoteHelperConfig
 from confcom.services.runtime import process
@@ -68,12 +69,12 @@ def test_settings_may_come_through_a_pipe_and_do_not_block_for_ever(
                 stream.write(piece)
                 stream.flush()
 
-    monkeypatch.setattr(process, "SETTINGS_PATIENCE", GUARD)
+    monkeypatch.setattr(input_file, "PATIENCE", GUARD)
     writer = threading.Thread(target=write)
     writer.start()
     assert loaded().limit == 20
     writer.join(GUARD)
-    monkeypatch.setattr(process, "SETTINGS_PATIENCE", 0.05)
+    monkeypatch.setattr(input_file, "PATIENCE", 0.05)
     with pytest.raises(ConfigError, match=r"helper\.toml: it is a pipe, and gave nothing within 0\.05 s"):
         loaded()
 
