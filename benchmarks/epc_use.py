@@ -68,7 +68,7 @@ def _plain_walk() -> int:
         for line in lines:
             mapping = parse_mapping(line)
             if mapping is not None and bears_a_device_name(mapping.path):
-                found += mapping.size
+                found += mapping.end - mapping.start
     return found
 
 
