@@ -174,14 +174,14 @@ def _elements(data: bytes, field: str, size: int, *allowed: Mapping[bytes, str])
         message = f"not the DER of an SGX extension: {error}"
         raise FormatError(message, structure=STRUCTURE, field=field) from error
     values = {row[:size]: row[size:] for _, row, _ in rows}
+    if len(rows) == len(values) and values.keys() in [names.keys() for names in allowed]:
+        return values
     for identifier, name in allowed[0].items():
         if identifier not in values:
             message = f"OID {der.oid_text(identifier[2:])} is missing"
             raise FormatError(message, structure=STRUCTURE, field=name)
-    if len(rows) != len(values) or values.keys() not in [names.keys() for names in allowed]:
-        counts = " or ".join(str(len(names)) for names in allowed)
-        raise FormatError(f"has {len(rows)} elements, expected {counts}", structure=STRUCTURE, field=field)
-    return values
+    counts = " or ".join(str(len(names)) for names in allowed)
+    raise FormatError(f"has {len(rows)} elements, expected {counts}", structure=STRUCTURE, field=field)
 
 
 def _content(value: bytes, tag: int, what: str, field: str) -> bytes:
