@@ -277,7 +277,8 @@ class QuoteVerifier:
         pck_chain = pck_chain_of(parsed, collateral.pck_certificate_chain)
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
-        _check_named_platform(certification, platform.chain.extension, collateral)
+        if certification.certification_data.type is not _PCK_CHAIN:
+            _check_named_platform(certification, platform.chain.extension, collateral)
         # (6) to (9), (11) what the QE and the SVNs decide
         report, qe_signature = bytes(certification.qe_report), certification.qe_report_signature
         bound, svns = _bound(parsed), _svns(parsed, report)
@@ -370,8 +371,6 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
 
     A quote names the raw TCB, or that of its certificate: CPUSVN as the QE reports it, or as the certificate says.
     """
-    if certification.certification_data.type is _PCK_CHAIN:
-        return
     named = certification.certification_data.ppid()
     cpu_svns = pck.tcb.cpu_svn, certification.qe_report.cpu_svn
     pce_id = named.pce_id.to_bytes(2, "little")
