@@ -9,6 +9,12 @@ Both sides take turns in blocks, in CPU time, and medians are compared: a busy m
 used where the folder of vectors is there, simulated ones elsewhere, and for what dcap-qvl refuses of the real ones: it
 takes no TD that has a service TD, as all real quotes of version 5 do.
 
+What is not timed: making the object of the collateral, of which dcap-qvl's has CRLs and signatures decoded from
+hexadecimal and ours has the bytes as they came; reading the root, which dcap-qvl does in each call, and we when the
+process says whom it trusts. No call of either side has read PEM, certificates or JSON of the quote and the collateral
+before its first one. After a block of the other side the processor's caches are the other's: the first call of a block
+takes ours twice, dcap-qvl 1.2 times as long as the later ones.
+
 The limit of each is what OpenSSL takes, through `cryptography`, for the signatures that have to be verified and the
 keys that have to be made of points, measured in the same run: no program over these libraries is faster.
 """
