@@ -190,9 +190,6 @@ class Exchange:
         assert asked is not None  # noqa: S101 - a constant of the schema
         self.required = tuple(item.name for item in asked.fields if item.is_required)
 
-    def __repr__(self) -> str:
-        return f"<Exchange {self.number} {self.name}>"
-
 
 EXCHANGES = (
     Exchange(3, "getLicToken", "GetLaunchToken"),
@@ -234,19 +231,11 @@ def exchange_of(request: Request | IncompleteRequest) -> Exchange:
     return _BY_REQUEST[type(request)]
 
 
-def _echo_init(request: Request | IncompleteRequest) -> dict[str, Value]:
-    return {"pub_key_id_size": _value(request, "buf_size") or 0}
-
-
-def _echo_quote(request: Request | IncompleteRequest) -> dict[str, Value]:
-    # An empty field counts as none.
-    return {"qe_report_info": _value(request, "qe_report_info") or None}
-
-
 _REFUSAL_FIELDS: Mapping[str, Callable[[Request | IncompleteRequest], dict[str, Value]]] = MappingProxyType(
     {
-        "InitQuoteEx": _echo_init,
-        "GetQuoteEx": _echo_quote,
+        "InitQuoteEx": lambda request: {"pub_key_id_size": values_of(request).get("buf_size") or 0},
+        # An empty field counts as none.
+        "GetQuoteEx": lambda request: {"qe_report_info": values_of(request).get("qe_report_info") or None},
         "GetQuoteSizeEx": lambda _: {"quote_size": 0},
         "GetSupportedAttKeyIdNum": lambda _: {"att_key_id_num": 0},
         "GetWhiteListSize": lambda _: {"white_list_size": 0},
@@ -315,10 +304,6 @@ def values_of(message: Request | Response | IncompleteRequest) -> Mapping[str, V
     if isinstance(message, (*_OF_ANY_EXCHANGE, LegacyResponse)):
         return message.values
     return {name: getattr(message, name) for name in message.__struct_fields__ if name != "status"}
-
-
-def _value(request: Request | IncompleteRequest, name: str) -> Value:
-    return values_of(request).get(name)
 
 
 def _parse(envelope: _Envelope, data: bytes) -> _Envelope:

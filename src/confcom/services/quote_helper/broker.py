@@ -92,7 +92,7 @@ class AesmBroker:
 
     def begin(self, call: PlatformCall) -> int:
         """Begin a platform call without blocking, as `QuotesAhead.begin_quote`; -1 where only `perform` makes it."""
-        if self._ahead is None or not self.may_begin(call):
+        if not self.may_begin(call) or self._ahead is None:
             return -1
         request = cast("m.GetQuoteExRequest", call.request)
         return self._ahead.begin_quote(request.report, bytes(call.key_id or b""), request.qe_report_info or None)
@@ -104,11 +104,6 @@ class AesmBroker:
             return None if result is None else Answer(self._quoted(cast("m.GetQuoteExRequest", call.request), result))
         except ConfcomError as error:
             return self.refuse(call.request, error)
-
-    def answer(self, request: Request | IncompleteRequest) -> Answer:
-        """Plan and perform in one. Blocks."""
-        plan = self.plan(request)
-        return self.perform(plan) if isinstance(plan, PlatformCall) else plan
 
     def refuse(self, request: Request | IncompleteRequest, error: ConfcomError) -> Answer:
         """The answer to a request that failed."""

@@ -57,31 +57,22 @@ class RequestEvent(NamedTuple):
         """Whether the connection ended without a request, as a probe's does."""
         return self.kind is None and self.outcome == "closed"
 
-    @property
-    def shown_peer(self) -> str:
-        """The peer where it says more than `uid` does."""
-        return self.peer if self.peer.startswith(("pod ", "container ")) else ""
-
     def fields(self) -> dict[str, Any]:
-        """The event for the log; without what is empty."""
-        found: dict[str, Any] = {}
-        if self.kind is not None:
-            found["kind"] = self.kind
-        found["outcome"] = self.outcome
-        if self.status is not None:
-            found["code"] = int(self.status)
-        if self.error is not None:
-            found["error"] = self.error
-        if self.reason:
-            found["reason"] = self.reason
-        found["duration_ms"] = round(self.duration * 1000, 3)
-        found["pid"] = self.pid
-        found["uid"] = self.uid
-        if self.shown_peer:
-            found["peer"] = self.shown_peer
-        found["request_size"] = self.request_size
-        found["response_size"] = self.response_size
-        return found
+        """The event for the log; without what is empty, and a peer that says no more than `uid` does."""
+        found = {
+            "kind": self.kind,
+            "outcome": self.outcome,
+            "code": None if self.status is None else int(self.status),
+            "error": self.error,
+            "reason": self.reason or None,
+            "duration_ms": round(self.duration * 1000, 3),
+            "pid": self.pid,
+            "uid": self.uid,
+            "peer": self.peer if self.peer.startswith(("pod ", "container ")) else None,
+            "request_size": self.request_size,
+            "response_size": self.response_size,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Conversation:

@@ -141,18 +141,11 @@ class QuoteHelperMetrics(Collector):
         for (kind, outcome), count in self._requests.items():
             requests.add_metric([kind or "none", outcome], count)
         yield requests
-        quotes = CounterMetricFamily(f"{PREFIX}_quotes", "Quotes made, by the pod (or container, or user) that asked.",
-                                     labels=["peer"])  # fmt: skip
-        for peer, count in self._quotes.items():
-            quotes.add_metric([peer], count)
-        yield quotes
-        throttled = CounterMetricFamily(
-            f"{PREFIX}_throttled_connections",
-            "Connections closed unread, because too many of the same peer came to nothing.", labels=["peer"],
+        yield _by_peer("quotes", "Quotes made, by the pod (or container, or user) that asked.", self._quotes)
+        yield _by_peer(
+            "throttled_connections", "Connections closed unread, because too many of the same peer came to nothing.",
+            self._throttled,
         )  # fmt: skip
-        for peer, count in self._throttled.items():
-            throttled.add_metric([peer], count)
-        yield throttled
         yield CounterMetricFamily(
             f"{PREFIX}_log_lines_lost", "Lines of the log that its reader was too slow for.",
             value=0 if self._log is None else self._log.lost,
@@ -199,6 +192,13 @@ class QuoteHelperMetrics(Collector):
         issued = _pck_issued(verified)
         if issued is not None:
             self._known["certification_data_age_seconds"] = (now - issued).total_seconds()
+
+
+def _by_peer(name: str, text: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["peer"])
+    for peer, count in counts.items():
+        family.add_metric([peer], count)
+    return family
 
 
 def _count(peers: dict[str, int], peer: str, count: int) -> None:

@@ -50,7 +50,8 @@ def ready(platform: RecordingPlatform, broker: AesmBroker) -> AesmBroker:
 
 
 def answer(broker: AesmBroker, request: m.Request | IncompleteRequest) -> Response:
-    return broker.answer(request).response
+    plan = broker.plan(request)
+    return (broker.perform(plan) if isinstance(plan, PlatformCall) else plan).response
 
 
 def id_list(*ids: bytes) -> bytes:
@@ -444,11 +445,14 @@ class TestPlan:
         assert platform.asked == []
 
     def test_an_answer_that_refuses_says_why(self, ready: AesmBroker) -> None:
-        refused = ready.answer(m.GetSupportedAttKeyIdsRequest(257))
+        refused = ready.plan(m.GetSupportedAttKeyIdsRequest(257))
 
+        assert isinstance(refused, Answer)
         assert refused.error is not None
         assert str(refused.error) == "GetSupportedAttKeyIds.buf_size: must be exactly 256, is 257"
-        assert ready.answer(m.GetSupportedAttKeyIdsRequest(256)).error is None
+        answered = ready.plan(m.GetSupportedAttKeyIdsRequest(256))
+        assert isinstance(answered, Answer)
+        assert answered.error is None
 
     def test_a_platform_that_cannot_list_its_keys_is_unavailable_for_all(self, platform: RecordingPlatform) -> None:
         platform.before = raising(errors.PlatformUnavailable("no /dev/sgx_enclave"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from confcom.protocols.aesm import NEED_DATA, IncompleteRequest, ServerConnection
-from confcom.services.quote_helper.broker import AesmBroker, Answer
+from confcom.services.quote_helper.broker import AesmBroker, PlatformCall
 from confcom.services.quote_helper.recorded_clients import RECORDED, Material, RecordedRequest, replay
 from recording_platform import QUOTE_SIZE, TARGET_INFO, RecordingPlatform
 
@@ -23,8 +23,8 @@ def broker_exchange(platform: RecordingPlatform) -> Callable[[bytes], bytes]:
         connection.receive_data(frame)
         request = connection.next_event()
         assert request is not NEED_DATA
-        answer = broker.answer(request)  # type: ignore[arg-type]
-        assert isinstance(answer, Answer)
+        plan = broker.plan(request)  # type: ignore[arg-type]
+        answer = broker.perform(plan) if isinstance(plan, PlatformCall) else plan
         return connection.send(answer.response)
 
     return exchange
