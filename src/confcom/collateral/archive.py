@@ -196,9 +196,9 @@ class Exported:
 
     documents: int
     policies: int
-    certificates: int
-    registrations: int
-    history: int
+    certificates: int = 0
+    registrations: int = 0
+    history: int = 0
 
 
 @dataclass(slots=True)
@@ -229,9 +229,8 @@ def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = F
     with store.database.read(paused=True) as connection:  # as of one moment: choices name certificates
         connection = connection.execution_options(yield_per=PAGE)
         others = [_write_lines(file, part(store, connection)) for part in parts]
-    exported = Exported(len(written), *others, *[0] * (4 - len(others)))
     file.write(msgspec.json.encode(_End(len(written) + sum(others))) + b"\n")
-    return exported
+    return Exported(len(written), *others)
 
 
 def _write_lines(file: BinaryIO, lines: Iterable[msgspec.Struct]) -> int:

@@ -61,7 +61,6 @@ _FILES: dict[str, _Part] = {
     "pck_certificate_chain": _chain("pck_chain"),
 }
 """Of each part the names that its file may have, its largest size in bytes, and what checks its form."""
-_OPTIONAL = frozenset({"pck_certificate_chain"})
 
 _FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or fetch it (`confcom collateral fetch`)."
 
@@ -266,7 +265,7 @@ def _read_part(folder: Path, part: str) -> tuple[str, bytes] | None:
             data = _decoded_chain(data) if part.endswith("_chain") else data
             _check_form(data, part, str(folder / name))
             return str(folder / name), data
-    if part in _OPTIONAL:
+    if part == "pck_certificate_chain":
         return None
     raise CollateralNotFound(f"{folder / names[0]} is missing from the collateral bundle", advice=_FETCH_ADVICE)
 

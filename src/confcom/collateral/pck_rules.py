@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import gt
 
 from confcom.errors import CollateralNotFound, MismatchError
 from confcom.formats.tcb_info import TcbInfo
@@ -38,13 +37,12 @@ def require_raw_tcb(found: PckCertificateAnswer, *, cpu_svn: bytes, pce_svn: int
 
     Its TCBm is that of the certificate itself. A platform cannot derive the key of such a certificate.
     """
-    components, svn = found.tcbm[:16], int.from_bytes(found.tcbm[16:], "little")
-    if svn > pce_svn or any(map(gt, components, cpu_svn)):
+    if not _Tcb(tuple(cpu_svn), pce_svn).reaches(own := _tcb(found)):
         raise MismatchError(
             "the PCK certificate is for a TCB that the platform does not reach",
             step=STEP,
             expected=f"at most CPUSVN {cpu_svn.hex()}, PCESVN {pce_svn}",
-            found=f"CPUSVN {components.hex()}, PCESVN {svn}",
+            found=f"CPUSVN {bytes(own.components).hex()}, PCESVN {own.pce_svn}",
         )
 
 
@@ -66,16 +64,17 @@ def require_stated(answer: PckCertificateAnswer, found: PckCertificateAnswer) ->
 
 def chain_expires(answer: PckCertificateAnswer) -> datetime:
     """When the first certificate of the chain ends."""
-    ders = (
-        der for pem in (answer.certificate, answer.issuer_chain) for der in parse_certificates(pem, structure="PCK")
-    )
-    return min(load_certificate(der, structure="PCK", field="certificate").not_after for der in ders)
+    return min(load_certificate(der, structure="PCK", field="certificate").not_after for der in whole_chain(answer))
 
 
 def _ppid(answer: PckCertificateAnswer, roots: TrustRoots) -> bytes:
+    return verify_chain(whole_chain(answer), roots=roots, kind="pck", step=STEP).extension.ppid
+
+
+def whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
+    """The DER of the PCK certificate and of its issuers."""
     leaf = parse_certificates(answer.certificate, structure="PCK certificate", limit=1)
-    issuers = parse_certificates(answer.issuer_chain, structure="PCK certificate issuer chain")
-    return verify_chain([*leaf, *issuers], roots=roots, kind="pck", step=STEP).extension.ppid
+    return [*leaf, *parse_certificates(answer.issuer_chain, structure="PCK certificate issuer chain")]
 
 
 # Selection of a PCK certificate for a raw TCB (dcap.md §8, Intel's PCK certificate selection library)

@@ -345,7 +345,6 @@ def unhex(text: str, structure: str, field: str) -> bytes:
 
 
 SOURCE = "platformcollateral"
-STEP = "pck-certificate"
 
 BATCH = 20
 """Platforms that are kept in one transaction; other writers wait for so many."""

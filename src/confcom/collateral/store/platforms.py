@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from confcom.collateral.pck_rules import STEP, whole_chain
 from confcom.collateral.store import platform_sightings
 from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.platform_sightings import LATEST, PlatformGroup, platform_id
@@ -36,8 +37,6 @@ from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import sgx_extension, verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
-
-STEP = "pck-certificate"
 
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
@@ -133,7 +132,7 @@ class PlatformRegistry:
         """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""
         if not answer.certificate.isascii():  # archives know it by its digest, and are text
             raise FormatError("has text around it that is not ASCII", structure="PCK certificate", field="")
-        chain = verify_chain(_whole_chain(answer), roots=self._roots, kind="pck", step=STEP)
+        chain = verify_chain(whole_chain(answer), roots=self._roots, kind="pck", step=STEP)
         extension = chain.extension
         if extension.pce_id != pce_id:
             raise MismatchError(
@@ -328,11 +327,6 @@ def _id_of(certificate: bytes) -> str:
     """The id of the platform that a stored PCK certificate is of."""
     (der,) = parse_certificates(certificate, structure="PCK certificate", limit=1)
     return platform_id(sgx_extension(load_certificate(der, structure="PCK certificate", field=""), STEP))
-
-
-def _whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
-    leaf = parse_certificates(answer.certificate, structure="PCK certificate", limit=1)
-    return [*leaf, *parse_certificates(answer.issuer_chain, structure="PCK certificate issuer chain")]
 
 
 def _keep_certificate(

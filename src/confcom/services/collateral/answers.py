@@ -211,7 +211,7 @@ class HotAnswers:
     def __init__(self, *, entries: int, size: int) -> None:
         self._entries = entries
         self._room = size
-        self._answers: OrderedDict[Hashable, tuple[Answer, float]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, tuple[Answer, float, float]] = OrderedDict()
         self._generation = 0
         self._size = 0
 
@@ -225,26 +225,25 @@ class HotAnswers:
         if generation != self._generation:
             self._answers.clear()
             self._size, self._generation = 0, generation
-        found = self._answers.get(key)
-        if found is None:
+        if key not in self._answers:
             return None
-        if found[1] <= now:
+        answer, made, until = self._answers[key]
+        if not made <= now < until:  # a time before it was made: the clock was set back
             self._drop(key)
             return None
         self._answers.move_to_end(key)
-        return found[0]
+        return answer
 
-    def put(self, key: Hashable, answer: Answer, *, until: float, generation: int) -> None:
-        """Keep an answer that was made from the store as it was at that generation."""
+    def put(self, key: Hashable, answer: Answer, *, now: float, until: float, generation: int) -> None:
+        """Keep an answer that was made now, from the store as it was at that generation."""
         if generation != self._generation or answer.size > self._room:
             return
         if key in self._answers:
             self._drop(key)
-        self._answers[key] = (answer, until)
+        self._answers[key] = (answer, now, until)
         self._size += answer.size
         while len(self._answers) > self._entries or self._size > self._room:
             self._drop(next(iter(self._answers)))
 
     def _drop(self, key: Hashable) -> None:
-        answer, _ = self._answers.pop(key)
-        self._size -= answer.size
+        self._size -= self._answers.pop(key)[0].size

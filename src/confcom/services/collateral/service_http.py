@@ -175,8 +175,8 @@ class CollateralApp:
             case wanted:
                 answer, until = await self._document(served, wanted, address_of(request.scope))
         answer.counter = self._metrics.requests.labels(_label(request.url.path), str(answer.status))
-        if until > self._now():
-            self._hot.put(_remembered_as(served), answer, until=until, generation=generation)
+        if until > (now := self._now()):
+            self._hot.put(_remembered_as(served), answer, now=now, until=until, generation=generation)
         return answer
 
     async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest, caller: str) -> tuple[Answer, float]:

@@ -24,9 +24,9 @@ def kept(hot: HotAnswers, *names: str) -> list[str]:
 def test_the_least_used_go_when_there_are_too_many() -> None:
     hot = HotAnswers(entries=2, size=10_000)
     for name in ("a", "b"):
-        hot.put(key(name), answer(1), until=9, generation=0)
+        hot.put(key(name), answer(1), now=0, until=9, generation=0)
     hot.get(key("a"), 0.0, 0)
-    hot.put(key("c"), answer(1), until=9, generation=0)
+    hot.put(key("c"), answer(1), now=0, until=9, generation=0)
 
     assert kept(hot, "a", "b", "c") == ["a", "c"]
 
@@ -34,10 +34,10 @@ def test_the_least_used_go_when_there_are_too_many() -> None:
 def test_bytes_are_bounded_and_counted_exactly() -> None:
     hot = HotAnswers(entries=100, size=1000)
     for number in range(50):
-        hot.put(key(str(number)), answer(300), until=9, generation=0)
-        hot.put(key(str(number)), answer(200), until=9, generation=0)
+        hot.put(key(str(number)), answer(300), now=0, until=9, generation=0)
+        hot.put(key(str(number)), answer(200), now=0, until=9, generation=0)
     assert 0 < hot.size <= 1000
-    hot.put(key("large"), answer(5000), until=9, generation=0)
+    hot.put(key("large"), answer(5000), now=0, until=9, generation=0)
     assert kept(hot, "large") == []
     hot.get(key("any"), 0.0, 1)
     assert hot.size == 0
@@ -45,13 +45,16 @@ def test_bytes_are_bounded_and_counted_exactly() -> None:
 
 def test_what_expired_or_was_made_of_another_store_is_not_given() -> None:
     hot = HotAnswers(entries=10, size=10_000)
-    hot.put(key("a"), answer(1), until=5, generation=0)
+    hot.put(key("a"), answer(1), now=0, until=5, generation=0)
 
     assert hot.get(key("a"), 4.9, 0) is not None
     assert hot.get(key("a"), 5.0, 0) is None
-    hot.put(key("a"), answer(1), until=5, generation=0)
+    hot.put(key("a"), answer(1), now=3, until=5, generation=0)
+    assert hot.get(key("a"), 2.9, 0) is None  # the clock was set back
+    assert hot.size == 0
+    hot.put(key("a"), answer(1), now=0, until=5, generation=0)
     assert hot.get(key("a"), 0.0, 1) is None
-    hot.put(key("a"), answer(1), until=5, generation=0)  # made before the store changed
+    hot.put(key("a"), answer(1), now=0, until=5, generation=0)  # made before the store changed
     assert hot.get(key("a"), 0.0, 1) is None
 
 
