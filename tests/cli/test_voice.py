@@ -61,6 +61,21 @@ def test_every_command_can_be_quiet_and_verbose(words: tuple[str, ...]) -> None:
     assert OPTIONS[words] >= {"-v", "--verbose", "-q", "--quiet"}
 
 
+NUMBERS = [
+    (command, one) for command in ALL.values() for one in command.params if isinstance(one.type, click.FloatRange)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS, ids=lambda one: one.name)
+@pytest.mark.parametrize("text", ["nan", "-nan", "inf", "-inf", "1e999"])
+def test_what_is_no_finite_number_is_a_mistake_of_usage(
+    command: click.Command, option: click.Parameter, text: str
+) -> None:
+    """With nan, which click takes, `confcom quote --wait` waited for ever."""
+    with pytest.raises(click.BadParameter):
+        option.type.convert(text, option, click.Context(command))
+
+
 def test_one_thing_has_one_name() -> None:
     names = set().union(*OPTIONS.values())
     assert not names & {"--simulated-machine", "--ca-certificates", "--upstream-ca"}

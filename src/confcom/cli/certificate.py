@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.options import FILE, now, parse_duration
+from confcom.cli.options import FILE, Number, now, parse_duration
 from confcom.cli.streams import complain, note, write_file
 from confcom.errors import ConfcomError
 
@@ -35,7 +35,7 @@ UMASK = 0o027
 @click.option("--usage", "usages", type=click.Choice([*USAGES]), multiple=True, help="Repeatable.  [default: both]")
 @click.option("--lifetime", metavar="DURATION", help="Such as 1h; the signer may allow less.  [default: the signer's]")
 @click.option(
-    "--timeout", metavar="SECONDS", type=click.FloatRange(1, 3600), default=120.0, show_default=True,
+    "--timeout", metavar="SECONDS", type=Number(1, 3600), default=120.0, show_default=True,
     help="How long to wait for a certificate.",
 )  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep running, and renew it after two thirds of its life.")

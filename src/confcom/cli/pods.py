@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.options import kubeconfig_options, now
+from confcom.cli.options import Number, kubeconfig_options, now
 from confcom.cli.streams import print_json, printable
 from confcom.errors import ExitCode
 
@@ -30,7 +30,7 @@ ORDERS = ("name", "node", "requested", "mapped", "in-use", "quotes")
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(min=0.5),
+    type=Number(min=0.5),
     default=3.0,
     show_default=True,
     help="Between two looks.",

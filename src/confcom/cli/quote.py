@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, parse_hex
+from confcom.cli.options import STREAM, Number, parse_hex
 from confcom.cli.streams import MAX_HELD_DATA, note, read_input, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
@@ -80,7 +80,7 @@ class QuoteOptions:
 @click.option(
     "--wait",
     metavar="SECONDS",
-    type=click.FloatRange(0, 86400),
+    type=Number(0, 86400),
     default=0,
     help="Wait so long for a quote helper that is not there yet, or busy.  [default: not at all]",
 )

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import click
 
-from confcom.cli.options import FILE, parse_hex, parse_time
+from confcom.cli.options import FILE, Number, parse_hex, parse_time
 from confcom.cli.streams import printable, write_file
 from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 
 SEED_SIZE = 32
 """Bytes of a random seed."""
+MAX_HOLD = 366 * 86400
+"""Seconds."""
 
 _OUTPUT = click.option("-o", "--output", metavar="FILE", type=FILE, required=True, help="The file to write.")
 
@@ -119,7 +121,7 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
 @click.option("--epc", metavar="SIZE", required=True, help="How much enclave memory, for example 10Mi.")
 @click.option("--device", metavar="FILE", type=FILE, default=Path("/dev/sgx_enclave"), show_default=True,
               help="Stand-in of the enclave device.")  # fmt: skip
-@click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0), help="Default: until it is ended.")
+@click.option("--for", "seconds", metavar="SECONDS", type=Number(0, MAX_HOLD), help="Default: until it is ended.")
 def hold(epc: str, device: Path, seconds: float | None) -> None:
     """Hold enclave memory as a simulated enclave, to test the monitoring of EPC. Uses no memory.
 
