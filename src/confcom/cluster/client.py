@@ -29,6 +29,7 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_http_url
 from confcom.formats.yaml_text import read_yaml
+from confcom.input_file import read_bounded
 
 WATCH_AGAIN = 1.0
 """Seconds between the beginnings of two watches of a client: a server, or a proxy, may end each one at once."""
@@ -47,6 +48,8 @@ _OTHER_WAY = {
 _OTHER_USER = dict.fromkeys(
     ("as", "as-uid", "as-groups", "as-user-extra"), "Choose a context of a user that needs no impersonation."
 )
+MAX_KUBECONFIG = 4 << 20
+"""Bytes."""
 _ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
 
@@ -100,7 +103,7 @@ def _check_known(chosen: SingleConfig) -> None:
     """Refuse what lightkube passes over: requests would go another way, or be of another user."""
     if chosen.fname is None:
         return
-    (document,) = read_yaml(chosen.fname.read_text(), source=str(chosen.fname))
+    (document,) = read_yaml(read_bounded(chosen.fname, MAX_KUBECONFIG).decode(), source=str(chosen.fname))
     for kind, name, settings in (
         ("cluster", chosen.context.cluster, _OTHER_WAY),
         ("user", chosen.context.user, _OTHER_USER),
