@@ -24,8 +24,9 @@ from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import decode_base64, encode_base64url, members_once
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.attestation.appraiser import Appraiser, Outcome
+from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.lockstep import Outcome
 from confcom.services.attestation.signing_keys import KeyFolder, SigningKeys
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration

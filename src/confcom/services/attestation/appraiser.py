@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 import time
@@ -38,6 +37,7 @@ from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
+from confcom.services.attestation.lockstep import Outcome, Steps
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure, login
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
@@ -73,8 +73,6 @@ DRY_RUN_FOR = 10.0
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
-LOCKSTEP = 32
-"""Most calls that run step by step together; everything else in the event loop waits for one such batch."""
 NONCE_BOUND = "confcom-nonce-bound"
 """The claim whether the quote vouches for the nonce; without it a nonce says that the token is fresh, and no more."""
 KNOWN = 256
@@ -141,53 +139,6 @@ class Judged(msgspec.Struct, frozen=True):
     sets: tuple[dict[str, Any], ...]
     report_data: dict[str, str]
     """The claim with it."""
-
-
-Outcome = tuple[AuditRecord, str | ConfcomError]
-Steps = Generator[None, None, Outcome]
-
-
-class Lockstep:
-    """Runs the calls of one turn of the event loop step by step, each step for all of them.
-
-    Code and data of a step are then in the processor's caches for all calls but the first: a call takes a seventh less.
-    """
-
-    def __init__(self, ended: Callable[[Outcome, asyncio.Future[Outcome]], None]) -> None:
-        """`ended` gets the outcome of each call that ended without an exception, and where it is awaited."""
-        self._ended = ended
-        self._waiting: list[tuple[Steps, asyncio.Future[Outcome]]] = []
-
-    def run(self, steps: Steps) -> asyncio.Future[Outcome]:
-        """The outcome of the steps, or their exception."""
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Outcome] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._run)
-        self._waiting.append((steps, outcome))
-        return outcome
-
-    def _run(self) -> None:
-        running, self._waiting = self._waiting[:LOCKSTEP], self._waiting[LOCKSTEP:]
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._run)
-        while running:
-            running = [call for call in running if self._take_step(*call)]
-
-    def _take_step(self, steps: Steps, outcome: asyncio.Future[Outcome]) -> bool:
-        """Take one step; whether there are more."""
-        try:
-            next(steps)
-        except StopIteration as ended:
-            if not outcome.done():
-                self._ended(ended.value, outcome)
-        except Exception as error:  # noqa: BLE001 - raised where the outcome is awaited
-            if not outcome.done():
-                # Without this frame, which holds the outcome: the error would hold itself.
-                outcome.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
-        else:
-            return not outcome.done()
-        return False
 
 
 class Appraiser:

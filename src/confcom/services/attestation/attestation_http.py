@@ -35,7 +35,7 @@ from confcom.services.attestation.administrators import (
     IssuerUnavailable,
     NotAnAdministrator,
 )
-from confcom.services.attestation.appraiser import Appraiser, Denied, Lockstep, Outcome, Refused, WouldBlock
+from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import (
     AttestationStore,
     AuditWriter,
@@ -43,6 +43,7 @@ from confcom.services.attestation.attestation_store import (
     Row,
     as_line,
 )
+from confcom.services.attestation.lockstep import Lockstep, Outcome
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.http_server import Message, Receive, Send

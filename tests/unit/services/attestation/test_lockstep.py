@@ -9,8 +9,8 @@ import weakref
 from datetime import UTC, datetime
 
 from confcom.errors import ConfcomError
-from confcom.services.attestation.appraiser import LOCKSTEP, Lockstep, Outcome, Steps
 from confcom.services.attestation.attestation_store import AuditRecord
+from confcom.services.attestation.lockstep import LOCKSTEP, Lockstep, Outcome, Steps
 from confcom.tokens.azure import AttestationType
 
 RECORD = AuditRecord(datetime(2026, 11, 30, tzinfo=UTC), AttestationType.SGX_ENCLAVE, "", "accepted", "", "", "", "")
