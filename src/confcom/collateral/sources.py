@@ -344,7 +344,8 @@ LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
 class RememberedCollateral:
     """Collateral for repeated verification of the same few platforms: asks a source at most once an hour.
 
-    While the source does not answer, its last answer serves; the verifier decides whether that is too old.
+    While the source does not answer, its last answer serves; the verifier decides whether that is too old. What was
+    asked for by a clock that was ahead is asked for again.
     """
 
     def __init__(self, name: str, options: SourceOptions) -> None:
@@ -362,7 +363,7 @@ class RememberedCollateral:
     def remembered(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral | None:
         """What is known and fresh; None where the source would have to be asked."""
         known = self._known.get((self.platform(quote), update))
-        return known[0] if known is not None and now - known[1] < FRESH else None
+        return known[0] if known is not None and abs(now - known[1]) < FRESH else None
 
     def held(self, quote: Quote) -> Collateral:
         """What is known, however old, without asking the source: for a TLS handshake, which must not wait.
@@ -387,7 +388,11 @@ class RememberedCollateral:
 
         Raises the last error, after everything was asked for.
         """
-        old = [kind for (kind, update), (_, at) in [*self._known.items()] if update == "standard" and now - at >= FRESH]
+        old = [
+            kind
+            for (kind, update), (_, at) in [*self._known.items()]
+            if update == "standard" and abs(now - at) >= FRESH
+        ]
         failed: ConfcomError | None = None
         for platform in dict.fromkeys([*self._missed, *old]):
             try:

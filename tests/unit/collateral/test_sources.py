@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from confcom.collateral.sources import (
     source_name,
 )
 from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError
+from confcom.formats.quote import Quote
 from confcom.protocols.pcs import Api, Dialect
+from running_attestation_service import enclave_quote
 
 
 @pytest.fixture
@@ -123,6 +126,17 @@ class OfPlatforms(RememberedCollateral):
 
     def platform(self, quote: Any) -> PlatformKind:
         return quote
+
+
+def test_what_a_clock_that_was_ahead_asked_for_is_asked_for_again(tmp_path, world, options, now) -> None:
+    world.export_collateral(tmp_path)
+    remembered = RememberedCollateral(str(tmp_path), options)
+    quote, ahead = Quote.parse(enclave_quote(world)), now + timedelta(days=20)
+    remembered.for_quote(quote, ahead)
+    assert remembered.remembered(quote, ahead + timedelta(minutes=59)) is not None
+    assert remembered.remembered(quote, now) is None
+    remembered.refresh(now)
+    assert remembered.remembered(quote, now) is not None
 
 
 def test_threads_that_ask_for_unknown_platforms_do_not_disturb_each_other(options, monkeypatch) -> None:

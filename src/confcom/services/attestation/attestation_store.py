@@ -323,7 +323,7 @@ class AttestationStore:
         the JWK of a key that is published: its certificate may attest it now.
         """
         found = self._published(since)
-        if renew or not all(key in found and now - found[key].held < HELD_FOR for key in held):
+        if renew or not all(key in found and abs(now - found[key].held) < HELD_FOR for key in held):
             with self.database.write("signing keys") as connection:
                 known = _keys(connection, _KEY_CHANGE.c.key_id.in_(held))
                 for key_id, jwk in held.items():

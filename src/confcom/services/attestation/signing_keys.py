@@ -237,7 +237,7 @@ class KeyFolder:
             ends = [
                 (key.certificate.not_valid_after_utc, _common_name(key.certificate))
                 for key in keys
-                if key.algorithm == algorithm
+                if key.algorithm == algorithm and key.valid_from <= now + RENEWING  # not made by a clock that was ahead
             ]
             last, name = max(ends, default=(None, ""))
             made_here = name in (SIMULATED_NAME, HARDWARE_NAME)

@@ -259,6 +259,16 @@ def test_one_replica_makes_the_successors_of_keys_that_end(tmp_path: Path, store
     other.close()
 
 
+def test_a_clock_that_was_ahead_for_a_while_leaves_the_folder_with_successors(replica: Replica) -> None:
+    first = replica.signs()
+    replica.after(5 * LIFETIME)
+    assert replica.after(-5 * LIFETIME).signs() == first
+    # Those that were made then are of no use now, and stand in no one's way.
+    replica.after(LIFETIME - RENEW_BEFORE)
+    assert replica.after(OVERLAP).signs() != first
+    assert replica.after(RENEW_BEFORE).keys.problem == ""
+
+
 def test_a_replica_that_may_not_make_keys_makes_none(tmp_path: Path, store: AttestationStore) -> None:
     clock = Clock(NOW)
     replica = Replica(tmp_path / "keys", store, clock, alone=lambda: False)
