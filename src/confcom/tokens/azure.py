@@ -129,6 +129,16 @@ class AzureError(ConfcomError):
         self.azure_code = azure_code
 
 
+def check_kind(evidence: EvidenceFile, kind: AttestationType) -> None:
+    """Refuse evidence of another TEE, or in another form, than an attestation type takes, with an `AzureError`."""
+    found = evidence.quote.tee
+    if found is not kind.tee:
+        raise AzureError(f"/attest/{kind} takes evidence of {kind.tee.name}, this is of {found.name}")
+    if (evidence.kind is EvidenceKind.QUOTE) is (kind is AttestationType.OPEN_ENCLAVE):
+        wanted = "an Open Enclave report or evidence" if kind is AttestationType.OPEN_ENCLAVE else "a raw quote"
+        raise AzureError(f"/attest/{kind} takes {wanted}, this is {evidence.kind.value}")
+
+
 @dataclass(frozen=True, slots=True)
 class HeldData:
     """Data that the quote vouches for by its hash: the bytes, and the value where they were declared JSON."""

@@ -31,7 +31,7 @@ from confcom.collateral.documents import DocumentKey, DocumentKind, EvaluationDa
 from confcom.collateral.sources import PlatformKind, RememberedCollateral
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.evidence import EvidenceFile, EvidenceKind
+from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10
@@ -171,6 +171,7 @@ class Appraiser:
         self._listed: dict[Tee, tuple[float, tuple[EvaluationDataNumber, ...] | CollateralError]] = {}
         self._missing: dict[tuple[PlatformKind, Update], tuple[float, CollateralError]] = {}
         self._issuer = issuer
+        self._header = {"typ": "JWT", "jku": f"{issuer}/certs"}
         self._keys = keys
         self._clock = clock
         self._nonce_secret = store.nonce_secret()
@@ -316,7 +317,7 @@ class Appraiser:
     ) -> Generator[None, None, Judged]:
         rules = self._parse(policy.text, keep=not policy.draft)
         evidence = read_evidence(request.evidence)
-        self._check_kind(evidence, kind)
+        azure.check_kind(evidence, kind)
         if request.bind_nonce:
             check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
@@ -363,10 +364,8 @@ class Appraiser:
         """
         rules = self._parse(text, keep=False).policy
         if unknown := sorted(configuration(rules).keys() - {TCB_IDENTIFIER}):
-            raise AzureError(
-                f"the configuration rules of SGX and TDX issue {TCB_IDENTIFIER!r} alone, found {unknown[0]!r}",
-                "PolicyEvaluationError",
-            )
+            message = f"the configuration rules of SGX and TDX issue {TCB_IDENTIFIER!r} alone, found {unknown[0]!r}"
+            raise AzureError(message, "PolicyEvaluationError")
         self._deciding(rules)
         return rules
 
@@ -444,14 +443,6 @@ class Appraiser:
             raise found
         return found
 
-    def _check_kind(self, evidence: EvidenceFile, kind: AttestationType) -> None:
-        found = evidence.quote.tee
-        if found is not kind.tee:
-            raise AzureError(f"/attest/{kind} takes evidence of {kind.tee.name}, this is of {found.name}")
-        if (evidence.kind is EvidenceKind.QUOTE) is (kind is AttestationType.OPEN_ENCLAVE):
-            wanted = "an Open Enclave report or evidence" if kind is AttestationType.OPEN_ENCLAVE else "a raw quote"
-            raise AzureError(f"/attest/{kind} takes {wanted}, this is {evidence.kind.value}")
-
     def _parse(self, text: str, *, keep: bool = True) -> Decisions:
         """A policy with its decisions.
 
@@ -483,11 +474,7 @@ class Appraiser:
 
     def _login_token(self, judged: Judged, audience: str, now: datetime) -> str:
         claims = login.login_claims(
-            judged.verified,
-            judged.known.issued,
-            issuer=self._issuer,
-            audience=audience,
-            now=int(now.timestamp()),
+            judged.verified, judged.known.issued, issuer=self._issuer, audience=audience, now=int(now.timestamp())
         )
         claims |= {"jti": secrets.token_hex(16), "policy-hash": azure.policy_hash(judged.policy.text)}
         return login.seal(self._keys().of("RS256").sign(claims, {"typ": "JWT"}), judged.request)
@@ -500,14 +487,13 @@ class Appraiser:
         if judged.request.nonce is not None:
             claims["nonce"] = judged.request.nonce
         written = msgspec.Raw(joined(judged.known.token, msgspec.json.encode(claims)))
-        header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
-        return unsecured(written, header) if judged.policy.draft else self._keys().of("RS256").sign(written, header)
+        if judged.policy.draft:
+            return unsecured(written, self._header)
+        return self._keys().of("RS256").sign(written, self._header)
 
     def signed(self, claims: dict[str, Any]) -> str:
         """An answer of the policy API as a token."""
-        now = self._clock()
-        header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
-        return self._keys().of("RS256").sign(claims | self._issuer_claims(now), header)
+        return self._keys().of("RS256").sign(claims | self._issuer_claims(self._clock()), self._header)
 
     def _issuer_claims(self, now: datetime) -> dict[str, Any]:
         issued = int(now.timestamp())
