@@ -152,7 +152,7 @@ READS = 16
 ARRIVALS = 256
 """Connections on which something has arrived that are looked at together."""
 EVENTS = 16
-"""Ended connections that wait for log and metrics until the next tick; together they cost a third."""
+"""Ended connections that wait for log and metrics, until the next tick at the latest: no client waits for those."""
 REPORT_THROTTLED = 10.0
 """Seconds between two reports in the log of which peers are throttled."""
 MOST_THROTTLED = 5

@@ -32,8 +32,8 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     `restart` is for containers, where the kubelet would wait longer each time."""
     backlog: Annotated[int, msgspec.Meta(ge=128, le=65535)] = 256
-    """Connections that the kernel holds for us; beyond them clients wait, or fail if they do not wait. In a flood it is
-    8, so that good clients take turns with the flood instead of waiting behind it."""
+    """Connections that the kernel holds for us; beyond them clients wait, or fail if they do not wait. In a flood
+    beside other peers it is 8, so that good clients take turns with the flood instead of waiting behind it."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
     """Connections at a time; fewer when the process may not open as many files."""
     max_connections_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 256
