@@ -63,6 +63,7 @@ def write_certificate(folder: Path, serial: int, *, key_of_another: bool = False
     root = (
         x509.CertificateBuilder(name, name, ca.public_key(), 1, start, end)
         .add_extension(x509.BasicConstraints(True, 0), critical=True)
+        .add_extension(x509.KeyUsage(*[False] * 5, True, *[False] * 3), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca.public_key()), critical=False)
         .sign(ca, hashes.SHA256())
     )

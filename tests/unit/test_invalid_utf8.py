@@ -21,6 +21,10 @@ def _key_set(data: bytes) -> None:
     KeySet.parse(data, fetched=datetime(2026, 1, 1, tzinfo=UTC), max_age=timedelta(days=1))
 
 
+def _policy_certificate(data: bytes) -> None:
+    _certificate_request(data, "policyCertificateToAdd")
+
+
 def _recorded(data: bytes) -> None:
     path = Path("recorded")
     path.write_bytes(data)
@@ -29,7 +33,7 @@ def _recorded(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "read",
-    [inspect, lambda data: from_json(data, source="a bundle"), _key_set, _certificate_request, _recorded],
+    [inspect, lambda data: from_json(data, source="a bundle"), _key_set, _policy_certificate, _recorded],
     ids=["inspect", "bundle", "key set", "policy certificate", "recorded evidence"],
 )
 @pytest.mark.parametrize("data", [b'{"token": "\xff"}', b'{"keys": ["\xc3\x28"]}', b'{"\xed\xa0\x80": 1}', b'"\xff"'])

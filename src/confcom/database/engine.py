@@ -278,11 +278,15 @@ class Database:
         name = f"file://{quote(os.fsencode(path))}?mode=rw"
         opened = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False)
         self._opened = True
-        for setting in (
-            f"busy_timeout={int(self._busy_timeout * 1000)}", "journal_mode=WAL", "foreign_keys=ON",
-            "trusted_schema=OFF",
-        ):  # fmt: skip
-            opened.execute(f"PRAGMA {setting}")
+        try:
+            for setting in (
+                f"busy_timeout={int(self._busy_timeout * 1000)}", "journal_mode=WAL", "foreign_keys=ON",
+                "trusted_schema=OFF",
+            ):  # fmt: skip
+                opened.execute(f"PRAGMA {setting}")
+        except BaseException:
+            opened.close()
+            raise
         return opened
 
     def file_id(self) -> tuple[int, int] | None:

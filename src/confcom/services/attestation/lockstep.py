@@ -52,8 +52,10 @@ class Lockstep:
                 self._ended(ended.value, outcome)
         except Exception as error:  # noqa: BLE001 - raised where the outcome is awaited
             if not outcome.done():
-                # Without this frame, which holds the outcome: the error would hold itself.
+                # Without this frame, which holds the outcome: the error would hold itself. Python 3.13 keeps it as
+                # the caller of the next frame, too.
                 outcome.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+                del outcome
         else:
             return not outcome.done()
         return False
