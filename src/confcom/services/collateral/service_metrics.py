@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -13,73 +13,46 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, ConfcomError, FormatError, VerificationError
 from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import CertificateMetrics
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import Metrics
 
 PREFIX = "confcom_collateral_service"
 SECONDS_TO_EXPIRY = f"{PREFIX}_seconds_to_expiry"
 _BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 30.0)
 
 
-class CollateralMetrics:
+class CollateralMetrics(Metrics):
     """Everything that the service counts. `docs/reference/collateral-service.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.requests = Counter(
-            f"{PREFIX}_requests", "Requests answered, by path and status.", ["path", "status"], registry=registry
-        )
-        self.duration = Histogram(
-            f"{PREFIX}_request_seconds",
-            "Seconds from a request's head to its answer, for answers that were not in memory.",
-            ["path"],
-            buckets=_BUCKETS,
-            registry=registry,
-        )
-        self.cache = Counter(
-            f"{PREFIX}_cache",
-            "Where answers came from: memory, store, upstream; stale when expired, missing when nowhere.",
-            ["result"],
-            registry=registry,
-        )
-        self.upstream_requests = Counter(
-            f"{PREFIX}_upstream_requests", "Questions to the upstream source.", ["document"], registry=registry
-        )
-        self.upstream_errors = Counter(
-            f"{PREFIX}_upstream_errors", "Questions that failed, by the error's code.", ["code"], registry=registry
-        )
-        self.refreshed = Counter(
-            f"{PREFIX}_refresh",
-            "Outcomes of refreshing one document or certificate: renewed, unchanged, failed.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.fallbacks = Counter(
-            f"{PREFIX}_pck_fallbacks",
-            "PCK certificates chosen among old ones, because upstream gave none for the platform's raw TCB.",
-            registry=registry,
-        )
-        self.platforms = Gauge(
-            f"{PREFIX}_platforms",
+        super().__init__(registry, PREFIX)
+        gauge, counter = self.gauge, self.counter
+        self.requests = counter("requests", "Requests answered, by path and status.", "path", "status")
+        duration = "Seconds from a request's head to its answer, for answers that were not in memory."
+        self.duration = self.seconds("request_seconds", duration, _BUCKETS, "path")
+        came_from = "Where answers came from: memory, store, upstream; stale when expired, missing when nowhere."
+        self.cache = counter("cache", came_from, "result")
+        self.upstream_requests = counter("upstream_requests", "Questions to the upstream source.", "document")
+        self.upstream_errors = counter("upstream_errors", "Questions that failed, by the error's code.", "code")
+        outcomes = "Outcomes of refreshing one document or certificate: renewed, unchanged, failed."
+        self.refreshed = counter("refresh", outcomes, "outcome")
+        chosen = "PCK certificates chosen among old ones, because upstream gave none for the platform's raw TCB."
+        self.fallbacks = counter("pck_fallbacks", chosen)
+        self.platforms = gauge(
+            "platforms",
             "Platforms by the set that clients of a group get: current, falls_behind (the early set makes them "
             "OutOfDate), out_of_date. The group is empty for clients without one.",
-            ["tcb", "group"],
-            registry=registry,
+            "tcb",
+            "group",
         )
-        self._sets = Gauge(
-            f"{PREFIX}_tcb_set", "1 for the set that clients of a group get.", ["group", "set"], registry=registry
-        )
-        self._lacking = Gauge(
-            f"{PREFIX}_lacking",
-            "Documents that clients of a group need for an FMSPC, and that are missing or have expired.",
-            ["group", "tee", "fmspc"],
-            registry=registry,
-        )
+        self._sets = gauge("tcb_set", "1 for the set that clients of a group get.", "group", "set")
+        lacking = "Documents that clients of a group need for an FMSPC, and that are missing or have expired."
+        self._lacking = gauge("lacking", lacking, "group", "tee", "fmspc")
         self.last_refresh: float | None = None
         """When the last round of refreshing ended; 0 before the first, None if there are no rounds."""
-        self._read("last_refresh_timestamp_seconds", "When the last round of refreshing ended; 0: none has yet.",
-                   lambda: self.last_refresh)  # fmt: skip
+        ended = "When the last round of refreshing ended; 0: none has yet."
+        self.reading("last_refresh_timestamp_seconds", ended, lambda: self.last_refresh)
         self.certificate = CertificateMetrics(registry, PREFIX)
-        self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
+        self.ready = gauge("ready", "1 when /readyz says ready, else 0.")
         # Beforehand, so that a rate has a beginning.
         for result in ("memory", "store", "upstream", "stale", "missing"):
             self.cache.labels(result)
@@ -107,10 +80,8 @@ class CollateralMetrics:
 
     def watch_store(self, store: CollateralStore) -> None:
         """Show how often the store could not be read or written."""
-        self._read("store_failures", "Reads and writes of the store that failed.", lambda: store.failures, counter=True)
-
-    def _read(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
-        self.registry.register(Reading(f"{PREFIX}_{name}", text, read, counter=counter))
+        text = "Reads and writes of the store that failed."
+        self.reading("store_failures", text, lambda: store.failures, counter=True)
 
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
         """Compute the seconds to expiry at every scrape."""

@@ -100,9 +100,9 @@ class Metrics:
         """A gauge that is set."""
         return Gauge(f"{self._prefix}_{name}", text, labels, registry=self.registry)
 
-    def seconds(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+    def seconds(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         """A histogram of durations."""
-        return Histogram(f"{self._prefix}_{name}", text, buckets=buckets, registry=self.registry)
+        return Histogram(f"{self._prefix}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def reading(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
         """A gauge or counter that is read at each scrape."""
