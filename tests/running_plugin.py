@@ -11,8 +11,7 @@ from typing import Any
 from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.host import Host
 from confcom.services.device_plugin.plugin import serve
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
-from confcom.services.device_plugin.plugin_metrics import PluginEvent
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig, PluginEvent
 from kubelet_emulator import KubeletEmulator, wait_until
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"

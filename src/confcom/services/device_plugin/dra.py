@@ -19,7 +19,7 @@ from confcom.protocols.dra_objects import DRIVER, allocated_devices
 from confcom.protocols.kubelet import PluginInfo
 from confcom.services.device_plugin.grpc import Handlers
 from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
-from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
+from confcom.services.device_plugin.plugin_config import Observer, PluginEvent
 
 if TYPE_CHECKING:
     from confcom.cluster.resource_slices import KubeResourceClaims

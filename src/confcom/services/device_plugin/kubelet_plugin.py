@@ -22,8 +22,7 @@ from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
 from confcom.services.device_plugin.grpc import GrpcSocket, Handlers, call
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
-from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig, Observer, PluginEvent
 from confcom.services.runtime.process import wait_for
 
 KUBELET_SOCKET = "kubelet.sock"

@@ -44,8 +44,13 @@ from confcom.services.device_plugin.kubelet_plugin import (
     ResourceServer,
     SocketRegistration,
 )
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
-from confcom.services.device_plugin.plugin_metrics import DevicePluginMetrics, Observer, PluginEvent, log_event
+from confcom.services.device_plugin.plugin_config import (
+    DevicePluginConfig,
+    DevicePluginMetrics,
+    Observer,
+    PluginEvent,
+    log_event,
+)
 from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.process import background, run_until, wait_for
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, component_registry, metrics_of

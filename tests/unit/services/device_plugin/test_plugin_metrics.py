@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from confcom.services.device_plugin.plugin_metrics import PREFIX, DevicePluginMetrics, PluginEvent
+from confcom.services.device_plugin.plugin_config import PREFIX, DevicePluginMetrics, PluginEvent
 
 ROOT = Path(__file__).resolve().parents[4]
 PLAN = {"numa_nodes": {"0": 100, "1": 68}, "units": 160, "reserve_mib": 8, "overcommit": 1.0, "publisher": "devices"}

@@ -11,7 +11,7 @@ from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
 from confcom.services.device_plugin.kubelet_plugin import ResourceServer
-from confcom.services.device_plugin.plugin_metrics import PluginEvent
+from confcom.services.device_plugin.plugin_config import PluginEvent
 
 
 def server_of(folder: Path, mib: int, events: list[PluginEvent]) -> ResourceServer:
