@@ -55,13 +55,13 @@ metadata: {{- $metadata | nindent 2 }}
 spec: {policyName: {{ $name }}, validationActions: [Deny]}
 {{- end }}
 
-{{/* A CA, base64 in JSON: the one in the cluster, else a new one beside those that are trusted now. List: Secret, name, trusted. */}}
+{{/* A CA (P-256), base64 in JSON: the one in the cluster, else a new one beside those trusted now. List: Secret, name, trusted. */}}
 {{- define "confcom.ca" -}}
 {{- $secret := lookup "v1" "Secret" "confcom-system" (index . 0) -}}
 {{- if and $secret $secret.data -}}
 {{- dict "certificate" (index $secret.data "tls.crt") "key" (index $secret.data "tls.key") "bundle" (index $secret.data "ca.crt") | toJson }}
 {{- else -}}
-{{- $made := genCA (index . 1) 3650 -}}
+{{- $made := genCAWithKey (index . 1) 3650 (genPrivateKey "ecdsa") -}}
 {{- dict "certificate" ($made.Cert | b64enc) "key" ($made.Key | b64enc) "bundle" (printf "%s%s" $made.Cert (index . 2) | b64enc) | toJson }}
 {{- end }}
 {{- end }}

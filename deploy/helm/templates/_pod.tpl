@@ -26,7 +26,7 @@ spec:
     spec: {{- include "confcom.pod" . | nindent 6 }}
 {{- end }}
 
-{{/* A Job of an account. Dict: root, component, name, of the account; job, its name; annotations; spec, pod, further fields. */}}
+{{/* A Job of an account. Dict: root, component, name, of the account; job, its name; annotations; spec, further fields. */}}
 {{- define "confcom.job" -}}
 apiVersion: batch/v1
 kind: Job
@@ -36,7 +36,9 @@ spec:
   template:
     metadata:
       labels: {{- include "confcom.podLabels" .component | nindent 8 }}
-    spec: {{- include "confcom.pod" . | nindent 6 }}
+    spec:
+      restartPolicy: {{ .restartPolicy | default "Never" }}
+      {{- include "confcom.pod" (merge (dict "own" (dict "priorityClassName" "system-cluster-critical")) .) | nindent 6 }}
 {{- end }}
 
 {{/* The pod of a component or a Job. The container of a component has ports and probes; else there is a task. */}}

@@ -235,7 +235,7 @@ class Component:
     daemon: str = ""
     """The daemon that reads the settings; by default it has the name of the component."""
     settings: Mapping[str, str]
-    """Settings of the daemon by field, beside the addresses of its ports and the name of the node."""
+    """Settings of the daemon by field, beside the addresses of its ports."""
     env: Sequence[Object] = ()
     """Further environment variables."""
     ports: Mapping[str, int]
