@@ -210,6 +210,8 @@ DETAILS: list[dict[str, Any]] = [
         "publisher": "dra",
         "provision_grants": ("apps/*",),
     },
+    # Names that YAML would take for numbers.
+    {"collateral": True, "collateral_tls_secret": "123", "collateral_database": "1e3", "webhook_client_ca": "789"},
     {"webhook_client_ca": "api-client-ca", "api_addresses": ("10.240.0.1/32", "fd00::/64")},
     {"metrics": True, "autoscaling": True, "quote_helper": True, "api_addresses": ("10.240.0.1/32",)},
     {"metrics": True, "autoscaling": True, "platform": "simulated", "quote_helper": True, "webhook": False},

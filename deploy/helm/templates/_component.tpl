@@ -53,7 +53,7 @@ traits: names of templates trait.NAME with what several components have: more of
 {{- end }}
 
 {{- define "confcom.writesRules" -}}
-- {apiGroups: [""], resources: [secrets], verbs: [get], resourceNames: [{{ .given | default .secret }}]}
+- {apiGroups: [""], resources: [secrets], verbs: [get], resourceNames: [{{ .given | default .secret | quote }}]}
 - {apiGroups: [""], resources: [secrets], verbs: [patch], resourceNames: [{{ .secret }}]}
 - {apiGroups: [""], resources: [configmaps], verbs: [get, patch], resourceNames: [{{ .configMap }}]}
 {{- end }}
