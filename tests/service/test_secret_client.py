@@ -16,10 +16,10 @@ from confcom.attestation_client import (
     AttestationRefused,
     AttestationUnavailable,
     ask,
-    tls_context,
 )
 from confcom.errors import ConfigError
 from confcom.formats.quote import Quote
+from confcom.http_client import verifying_context
 from confcom.secret_client import read_secret
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.verification import TokenPolicy
@@ -125,7 +125,7 @@ def test_an_answer_that_comes_too_late_is_read_from_no_other_connection(
     monkeypatch.setattr("confcom.attestation_client.TIMEOUT", 1)
     with (
         late_server(tmp_path) as server,
-        httpx2.Client(timeout=60, verify=tls_context(server.ca)) as client,
+        httpx2.Client(timeout=60, verify=verifying_context(server.ca)) as client,
     ):
         with pytest.raises(AttestationUnavailable, match="the answer was not whole within 1 s"):
             ask(client, "GET", server.url)
