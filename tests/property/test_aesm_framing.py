@@ -23,7 +23,7 @@ from confcom.protocols.aesm import (
     parse_response,
     request_bytes,
 )
-from confcom.services.quote_helper.broker import AesmBroker
+from confcom.services.quote_helper.broker import AesmBroker, PlatformCall
 from recording_platform import RecordingPlatform
 
 u32 = st.integers(0, (1 << 32) - 1)
@@ -111,7 +111,9 @@ def test_whatever_is_asked_the_broker_answers_it_in_its_own_kind(data: bytes, in
     except RemoteProtocolError:
         return
     assert not isinstance(request, Signal)
-    answer = AesmBroker(RecordingPlatform(initialized=initialized)).answer(request)
+    broker = AesmBroker(RecordingPlatform(initialized=initialized))
+    plan = broker.plan(request)
+    answer = broker.perform(plan) if isinstance(plan, PlatformCall) else plan
 
     wire = connection.send(answer.response)
     # 64 KiB of padding and what goes round it: no number in a request makes an answer longer.
