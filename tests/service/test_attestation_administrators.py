@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_change_has_the_name_of_the_administrator(tmp_path: Path, issuer: Issu
         put = service.ask(POLICY, PERMIT, method="PUT", Authorization=f"Bearer {issuer.token(NOW)}")
         assert put.status == 200
         assert service.administer("/policies/SgxEnclave:reset", "eyJhbGciOiJub25lIn0..").status == 200
-        with sqlite3.connect(service.config.store) as connection:
+        with closing(sqlite3.connect(service.config.store)) as connection, connection:
             rows = connection.execute("SELECT administrator FROM policy_change ORDER BY id").fetchall()
         assert rows == [("Alice",), ("token",)]
 

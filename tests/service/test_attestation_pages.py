@@ -8,6 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_a_session_that_is_over_does_not_count_as_guessing(browser: Browser) -> 
 def test_a_store_that_fails_is_the_fault_of_the_service(browser: Browser) -> None:
     browser.sign_in()
     store = Path(browser.service.config.store)
-    with sqlite3.connect(store) as database:
+    with closing(sqlite3.connect(store)) as database, database:
         database.execute("ALTER TABLE appraisal RENAME TO gone")
     page = page_of(browser.get("/audit"), 503)
     assert "cannot be used: no such table" in page.words

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -479,7 +480,7 @@ def test_no_answer_names_a_file_of_the_server(tmp_path: Path, world: SimulatedWo
             service.ask(pck_path(world)),
             service.ask(f"{V4}/refresh", headers={"admin-token": ADMIN}),
         ]
-        with sqlite3.connect(store) as database:
+        with closing(sqlite3.connect(store)) as database, database:
             database.execute("DROP TABLE versions")
         replies += [service.ask(path) for path in (TCB_PATH, "/readyz", f"{V4}/rootcacrl", f"{V4}/platforms")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_nul_in_a_text_of_sqlite_is_replaced(tmp_path: Path, target: Database) -
     store = AttestationStore.open(tmp_path / "source.sqlite")
     store.record([record(1, "a\0b")])
     store.close()
-    with sqlite3.connect(tmp_path / "source.sqlite") as connection:
+    with closing(sqlite3.connect(tmp_path / "source.sqlite")) as connection, connection:
         connection.execute("UPDATE appraisal SET claims = 'c' || char(0) || 'd'")
     source = Database(DatabaseAddress.parse(tmp_path / "source.sqlite"))
     list(copy_database(source, target, CHAIN))
@@ -124,5 +125,6 @@ def test_a_source_that_breaks_is_named(tmp_path: Path, source: AttestationStore,
     content = bytearray(path.read_bytes())
     content[8192:40960] = b"\xff" * 32768
     path.write_bytes(content)
-    with pytest.raises(DatabaseError, match=r"source\.sqlite"):
-        list(copy_database(Database(DatabaseAddress.parse(path)), target, CHAIN))
+    broken = Database(DatabaseAddress.parse(path))
+    with closing(broken), pytest.raises(DatabaseError, match=r"source\.sqlite"):
+        list(copy_database(broken, target, CHAIN))

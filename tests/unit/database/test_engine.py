@@ -304,8 +304,8 @@ def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[8192:12288] = bytes(4096)
     path.write_bytes(content)
-    with pytest.raises(DatabaseDamaged, match="is damaged"):
-        Database(_at(path)).check()
+    with closing(Database(_at(path))) as database, pytest.raises(DatabaseDamaged, match="is damaged"):
+        database.check()
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_the_revisions_make_the_tables_that_are_used(store: AttestationStore) ->
 def test_a_store_of_the_first_release_is_migrated_with_what_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
     signer = SigningKey.from_pem(make_key(tmp_path, "ec", NOW, simulated=True).read_bytes(), "").certificate
-    with sqlite3.connect(path) as old:
+    with closing(sqlite3.connect(path)) as old, old:
         old.executescript(FIRST_RELEASE)
         old.execute("INSERT INTO policy_signer VALUES (?, ?)", ("t", signer.public_bytes(Encoding.DER)))
     with pytest.raises(ConfigError, match="no schema, or an early one"):
@@ -121,7 +122,7 @@ def test_a_newer_store_is_refused(database_address: str, store: AttestationStore
 
 def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.sqlite"
-    with sqlite3.connect(path) as other:
+    with closing(sqlite3.connect(path)) as other, other:
         other.execute("CREATE TABLE cookies (id INTEGER)")
     with pytest.raises(ConfigError, match="another program or service: it has the table 'cookies'"):
         AttestationStore.open(path)
@@ -139,7 +140,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
-    with sqlite3.connect(path) as old:
+    with closing(sqlite3.connect(path)) as old, old:
         old.executescript(FIRST_RELEASE)
         old.execute("CREATE TABLE signer_change (stands INTEGER)")  # in the way of the second revision
     with pytest.raises(ConfigError, match="cannot be used"):
@@ -149,7 +150,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> No
 
 def test_replicas_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
-    with sqlite3.connect(path) as old:
+    with closing(sqlite3.connect(path)) as old, old:
         old.executescript(FIRST_RELEASE)
     failures: list[Exception] = []
 
@@ -286,10 +287,10 @@ def test_what_cannot_be_recorded_fails_for_each_that_waits(tmp_path: Path) -> No
     writer = AuditWriter(store)
 
     async def all_of_them() -> list[object]:
-        with sqlite3.connect(tmp_path / "a.sqlite") as broken:
+        with closing(sqlite3.connect(tmp_path / "a.sqlite")) as broken, broken:
             broken.execute("ALTER TABLE appraisal RENAME TO away")
         failed = await asyncio.gather(*(writer.record(_record(n)) for n in range(3)), return_exceptions=True)
-        with sqlite3.connect(tmp_path / "a.sqlite") as mended:
+        with closing(sqlite3.connect(tmp_path / "a.sqlite")) as mended, mended:
             mended.execute("ALTER TABLE away RENAME TO appraisal")
         await writer.record(_record(3))
         return list(failed)
@@ -302,7 +303,7 @@ def test_what_cannot_be_recorded_fails_for_each_that_waits(tmp_path: Path) -> No
 
 
 def _tables(path: Path) -> list[str]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         return [name for (name,) in rows]
 
