@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -113,3 +115,29 @@ def test_an_archive_is_imported_from_a_pipe(
     piped(pipe, archive.read_bytes())
     assert run(["collateral", "import", str(pipe), "--store", str(copy), *root]) == ExitCode.OK
     assert "documents verified" in capsys.readouterr().out
+
+
+LONG = "n" * 300
+"""No file system has such a name."""
+
+
+@pytest.mark.parametrize("line", [f"policy from {LONG}", f"attestation migrate --store STORE --from {LONG}"])
+def test_a_name_that_no_file_can_have_is_explained(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([word.replace("STORE", str(tmp_path / "store.sqlite")) for word in line.split()])
+    assert code == ExitCode.USAGE
+    assert f"{LONG}: File name too long" in capsys.readouterr().err
+
+
+def test_a_dash_is_standard_input_beside_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("enclave.so").write_bytes(enclave_file(sigstruct("app")))
+    with tarfile.open("-", "w") as archive:
+        archive.add("enclave.so")
+    with Path("enclave.so").open("rb") as raw:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
+        assert run(["policy", "from", "-"]) == ExitCode.OK
+    assert "mr_enclave" in capsys.readouterr().out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -214,6 +216,18 @@ def test_a_wrong_pin_is_tried_once_and_the_one_that_replaces_it_is_read(token: T
 
 
 @needs_softhsm
+def test_a_pin_comes_from_a_pipe(token: Token, tmp_path: Path) -> None:
+    """It gives the PIN once, and a session that was lost needs it again."""
+    pipe = tmp_path / "pin"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=(PIN,), daemon=True).start()
+    keys = Pkcs11Keys(f"pkcs11:token=attestation?module-path={MODULE}&pin-source={pipe}")
+    for _ in range(2):
+        assert len(keys.load()) >= 2
+        keys._session = None  # as after an error of the device
+
+
+@needs_softhsm
 def test_a_certificate_in_the_device_that_is_none_is_a_fault_of_the_device(token: Token) -> None:
     identifier = b"\x63"
     with _session() as session:
@@ -235,9 +249,11 @@ def test_a_certificate_in_the_device_that_is_none_is_a_fault_of_the_device(token
             made.destroy()
 
 
-def test_a_long_file_is_no_pin(tmp_path: Path) -> None:
-    (tmp_path / "pin").write_text("1" * 257)
-    with pytest.raises(ConfigError, match="over 256 bytes are no PIN"):
+@pytest.mark.parametrize(("content", "message"), [("1" * 257, "over 256 bytes are no PIN"), (" \n", "it is empty")])
+def test_a_file_without_a_pin_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    """Before the token counts it as a wrong one."""
+    (tmp_path / "pin").write_text(content)
+    with pytest.raises(ConfigError, match=message):
         Pkcs11Uri.parse(f"pkcs11:token=a?module-path=/m.so&pin-source={tmp_path / 'pin'}")
 
 

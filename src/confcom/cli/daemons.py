@@ -499,8 +499,12 @@ def _copy(chain: Chain, source: Path, target: Database) -> None:
     from confcom.database.engine import Database, DatabaseAddress
     from confcom.database.revisions import copy_database
 
-    if not source.exists():
-        raise ConfigError(f"there is no store at {source}", advice="Name the SQLite file of the service (--from).")
+    try:
+        source.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"there is no store at {source}: {error.strerror}", advice="Name the SQLite file of the service (--from)."
+        ) from error
     with closing(Database(DatabaseAddress.parse(source))) as opened:
         opened.check()
         chain.check(opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
     from confcom.input_file import open_input
 
     # Images are large: they are not read as a whole, but for those of a pipe. What cannot be opened is explained below.
-    if enclave.is_file():
+    if str(enclave) != "-" and os.path.isfile(enclave):  # noqa: PTH113 - for a name that no file can have, too
         with suppress(OSError), open_input(enclave) as stream:
             if is_archive(stream.read(512)):
                 stream.seek(0)

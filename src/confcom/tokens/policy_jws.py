@@ -63,8 +63,8 @@ def read_policy(body: str | bytes) -> SentPolicy:
 
 
 def _is_bare(policy: str) -> bool:
-    """Whether this is the text of a policy, which may begin with a comment: base64 and JWS have no such characters."""
-    return "{" in policy or ";" in policy
+    """Whether this is the text of a policy, which may begin with a comment, or end too early: no base64, no JWS."""
+    return "{" in policy or ";" in policy or policy.lstrip("\ufeff").lower().startswith("version")
 
 
 def _check_text(text: str) -> None:

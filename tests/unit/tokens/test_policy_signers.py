@@ -166,6 +166,13 @@ def test_a_policy_may_begin_with_a_comment() -> None:
         assert read_policy(body).text == text
 
 
+@pytest.mark.parametrize("text", ["version= 1.1", "\ufeffVersion=1.1\nauthorizationrules"])
+def test_a_text_that_ends_too_early_is_no_broken_jws(text: str) -> None:
+    """The parser then names the place."""
+    for body in (text, text.encode(), unsecured({"AttestationPolicy": text}, {})):
+        assert read_policy(body).text == text.lstrip("\ufeff" if isinstance(body, bytes) else "")
+
+
 def test_bytes_that_are_no_text_are_not_replaced() -> None:
     with pytest.raises(AzureError, match="no text in UTF-8: invalid start byte at byte 87") as refused:
         read_policy(BARE.encode("latin-1"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class Pkcs11Uri:
     pin: str | None
 
     @classmethod
-    def parse(cls, text: str) -> Pkcs11Uri:
-        """Read a URI; `ConfigError` for what is missing or not known here."""
+    def parse(cls, text: str, *, patience: float | None = None) -> Pkcs11Uri:
+        """Read a URI and the file with the PIN; `ConfigError` for what is missing or not known here."""
         path, _, query = text.removeprefix("pkcs11:").partition("?")
         given: dict[str, str] = {}
         for part in [*path.split(";"), *query.split("&")]:
@@ -66,7 +67,7 @@ class Pkcs11Uri:
                 raise ConfigError(f"the PKCS#11 URI lacks {name!r}", advice="See RFC 7512, section 2.3.")
         pin = given.get("pin-value")
         if (source := given.get("pin-source")) is not None:
-            pin = _pin(Path(source.removeprefix("file:")))
+            pin = _pin(Path(source.removeprefix("file:")), patience)
         return cls(given["token"], given["module-path"], pin)
 
 
@@ -124,7 +125,9 @@ class Pkcs11Keys:
     def _opened(self) -> Any:  # noqa: ANN401 - of the library
         if self._session is None:
             token = pkcs11.lib(self._uri.module).get_token(token_label=self._uri.token)
-            pin = Pkcs11Uri.parse(self._text).pin  # its file may hold another one by now
+            with suppress(ConfigError):  # the file may hold another PIN by now; a pipe gave it once
+                self._uri = Pkcs11Uri.parse(self._text, patience=0)
+            pin = self._uri.pin
             if pin in self._refused:
                 raise self._refused[pin]
             try:
@@ -154,12 +157,15 @@ class Pkcs11Keys:
         return keys
 
 
-def _pin(file: Path) -> str:
+def _pin(file: Path, patience: float | None) -> str:
     try:
-        read = read_bounded(file, MAX_PIN)
+        read = read_bounded(file, MAX_PIN, patience=patience)
         if len(read) > MAX_PIN:
             raise ValueError(f"over {MAX_PIN} bytes are no PIN")
-        return read.decode().strip()
+        pin = read.decode().strip()
+        if not pin:
+            raise ValueError("it is empty")
+        return pin
     except (OSError, ValueError) as error:
         raise ConfigError(f"the file with the PIN cannot be read: {file}: {error}") from error
 
