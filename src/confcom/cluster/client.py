@@ -43,7 +43,7 @@ _UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, Recur
 _PLUGIN = "client.authentication.k8s.io"
 _OTHER_WAY = {
     "proxy-url": "Set HTTPS_PROXY to that URL for this command.",
-    "tls-server-name": "Write a name of the server's certificate as the host of `server`.",
+    "tls-server-name": "Write that name as the host of `server`; or, without HTTPS_PROXY, leave it.",
 }
 _OTHER_USER = dict.fromkeys(
     ("as", "as-uid", "as-groups", "as-user-extra"), "Choose a context of a user that needs no impersonation."
@@ -64,9 +64,11 @@ def open_client(
         chosen = _read(kubeconfig).get(context_name=context)
         if chosen is not None:
             parse_http_url(chosen.cluster.server, "an API server")
-            _check_known(chosen)
             _adopt_plugin(chosen.user)
-        return AsyncClient(config=chosen, field_manager=field_manager, transport=_transport(chosen))
+        transport = _transport(chosen)
+        if chosen is not None:
+            _check_known(chosen, transport)
+        return AsyncClient(config=chosen, field_manager=field_manager, transport=transport)
     except ConfcomError:
         raise
     except (LightkubeConfigError, OSError) as error:
@@ -99,23 +101,29 @@ def _adopt_plugin(user: User | None) -> None:
     user.exec.apiVersion = f"{_PLUGIN}/v1beta1"
 
 
-def _check_known(chosen: SingleConfig) -> None:
+def _check_known(chosen: SingleConfig, transport: _Transport | None) -> None:
     """Refuse what lightkube passes over: requests would go another way, or be of another user."""
-    if chosen.fname is None:
-        return
-    (document,) = read_yaml(read_bounded(chosen.fname, MAX_KUBECONFIG).decode(), source=str(chosen.fname))
     for kind, name, settings in (
         ("cluster", chosen.context.cluster, _OTHER_WAY),
         ("user", chosen.context.user, _OTHER_USER),
     ):
-        for entry in document.get(f"{kind}s") or ():
-            for setting in entry[kind].keys() & settings.keys() if entry["name"] == name else ():
-                if setting == "proxy-url" and "https" in getproxies():
-                    continue
+        written = _entry(chosen, kind, name)
+        for setting, advice in settings.items():
+            followed = (setting == "proxy-url" and "https" in getproxies()) or (
+                setting == "tls-server-name" and transport is not None
+            )
+            if written.get(setting) and not followed:
                 raise ConfigError(
-                    f"{chosen.fname}: {kind} {name!r} has {setting}, which this client does not support",
-                    advice=settings[setting],
+                    f"{chosen.fname}: {kind} {name!r} has {setting}, which this client does not support", advice=advice
                 )
+
+
+def _entry(chosen: SingleConfig, kind: str, name: str | None) -> dict[str, Any]:
+    """The settings of a cluster or user as the kubeconfig has them: lightkube keeps those that it knows."""
+    if chosen.fname is None:
+        return {}
+    (document,) = read_yaml(read_bounded(chosen.fname, MAX_KUBECONFIG).decode(), source=str(chosen.fname))
+    return next((entry[kind] for entry in document.get(f"{kind}s") or () if entry["name"] == name), {})
 
 
 async def list_and_watch(
@@ -156,12 +164,20 @@ async def version_of_server(client: AsyncClient) -> str:
 
 
 class _Transport(httpx2.AsyncHTTPTransport):
-    """Begins a watch `WATCH_AGAIN` seconds after the last one: lightkube begins another as soon as one has ended."""
+    """Begins a watch `WATCH_AGAIN` seconds after the last one: lightkube begins another as soon as one has ended.
+
+    With a `server_name`, the server's certificate has to have that name instead of the URL's host.
+    """
 
     _again_at = 0.0
 
+    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        super().__init__(verify=context)
+        self._extensions = {"sni_hostname": server_name} if server_name else {}
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request, and give the answer."""
+        request.extensions |= self._extensions
         if "watch" in request.url.params:
             now = time.monotonic()
             wait, self._again_at = self._again_at - now, max(now, self._again_at) + WATCH_AGAIN
@@ -169,7 +185,7 @@ class _Transport(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
+def _transport(config: SingleConfig | None) -> _Transport | None:
     """Connections that verify the API server as kubectl does: chain, name and time, but not the form of its CA.
 
     From 3.13 on Python refuses CAs without extensions that RFC 5280 requires, and many clusters have such CAs. None if
@@ -179,7 +195,7 @@ def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
         return None
     context = verify_cluster(config.cluster, config.user, config.abs_file)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return _Transport(verify=context)
+    return _Transport(context, _entry(config, "cluster", config.context.cluster).get("tls-server-name"))
 
 
 @contextmanager

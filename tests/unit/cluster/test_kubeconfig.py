@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from confcom.cluster.client import open_client
-from confcom.errors import ConfigError
+from confcom.cluster.client import open_client, version_of_server
+from confcom.errors import ClusterError, ConfigError
+from confcom.pki.serving_pair import make_serving_pair
+from confcom.services.runtime.tls import HeldTls
 
 
 def kubeconfig(folder: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> str:
@@ -52,7 +56,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     ("given", "named"),
     [
         ({"cluster": {"proxy-url": "http://proxy.example:3128"}}, "cluster 'here' has proxy-url"),
-        ({"cluster": {"tls-server-name": "kubernetes"}}, "cluster 'here' has tls-server-name"),
         ({"user": {"as": "somebody"}}, "user 'me' has as,"),
         ({"user": {"as-groups": ["system:masters"]}}, "user 'me' has as-groups"),
     ],
@@ -70,6 +73,46 @@ def test_settings_that_would_be_passed_over_are_refused_by_name(
 
 def test_those_of_other_clusters_and_users_do_not_matter(tmp_path: Path) -> None:
     opened(kubeconfig(tmp_path))
+
+
+def test_settings_without_a_value_do_not_matter(tmp_path: Path) -> None:
+    cluster, user = {"proxy-url": "", "tls-server-name": ""}, {"as": "", "as-groups": [], "as-user-extra": None}
+    opened(kubeconfig(tmp_path, cluster=cluster, user=user))
+
+
+async def _version(folder: Path, port: int, ca: bytes, **more: str) -> str:
+    cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority-data": b64encode(ca).decode()} | more
+    async with open_client(kubeconfig(folder, cluster=cluster)) as client:
+        return await version_of_server(client)
+
+
+async def test_a_server_is_verified_by_the_name_that_the_kubeconfig_gives(tmp_path: Path) -> None:
+    """As kubectl does behind a tunnel: `server` is where it ends, the certificate is that of the API server."""
+    now = datetime.now(UTC)  # noqa: TID251 - the client verifies by the true time
+    ca, pair = make_serving_pair(("kubernetes",), now=now, lifetime=timedelta(hours=1), common_name="API server")
+    body = b'{"gitVersion":"v1.36.2"}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    context = HeldTls(pair.certificate, pair.key).context
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await _version(tmp_path, port, ca, **{"tls-server-name": "kubernetes"}) == "v1.36.2"
+        for others in ({}, {"tls-server-name": "kubernetes.example"}):
+            with pytest.raises(ClusterError, match="certificate"):
+                await _version(tmp_path, port, ca, **others)
+
+
+def test_behind_a_proxy_of_the_environment_another_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    with pytest.raises(ConfigError, match="cluster 'here' has tls-server-name"):
+        opened(kubeconfig(tmp_path, cluster={"tls-server-name": "kubernetes"}))
 
 
 def test_a_proxy_of_the_environment_stands_in_for_that_of_the_file(
