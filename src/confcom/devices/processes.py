@@ -22,7 +22,7 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -325,11 +325,15 @@ class _Reader(threading.Thread):
 
     def run(self) -> None:
         """Read until none is waiting."""
-        with _folder(str(self._proc)) as proc:
+        with suppress(OSError), _folder(str(self._proc)) as proc:
             while self.waiting:
                 self.at = self.waiting.popleft()
                 self._enclaves(self.at, proc)
                 self.at = ""
+            return
+        # No descriptor was left for /proc: another reader would have none either.
+        self.unreadable += len(self.waiting)
+        self.waiting.clear()
 
     def is_stuck(self) -> bool:
         """Wait for the end, and say whether one process takes longer than `STUCK_AFTER` instead."""

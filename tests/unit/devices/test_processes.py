@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -98,6 +99,21 @@ def test_what_is_refused_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "open", refuse)
     seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
     assert (seen.enclaves, seen.unreadable) == ((), 1)
+
+
+def test_without_a_descriptor_for_proc_a_look_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid in (7, 8):
+        process(tmp_path, pid, LINE.format("/dev/sgx_enclave"), device="/dev/null")
+    true_open = os.open
+
+    def refuse(path: str, *rest: int, **more: int) -> int:
+        if path == str(tmp_path / "proc"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return true_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
+    assert (seen.enclaves, seen.processes, seen.unreadable) == ((), 2, 2)
 
 
 def test_a_process_that_keeps_its_reader_waiting_delays_no_other(
