@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
@@ -66,12 +67,14 @@ class SharedDatabase(NamedTuple):
         return objects.secret_volume("database", self.secret, DATABASE_FOLDER, items=items)
 
     def migration(self, config: AddonConfig, workload: Workload, variable: str) -> list[Object]:
-        """A Job that brings the schema to the newest revision; its name changes with what it runs.
+        """A Job that brings the schema to the newest revision.
 
+        The pods of a Job cannot be changed, so its name changes with every setting that is in them.
         The command `confcom COMPONENT migrate` reads the address from `variable`.
         """
         own = Workload(f"{workload.component}-migration", f"{workload.name}-migration")
-        runs = "\n".join((config.image, self.secret, *config.image_pull_secrets))
+        tolerated = json.dumps(config.tolerated(), sort_keys=True, separators=(",", ":"))
+        runs = "\n".join((config.image, config.image_pull_policy, self.secret, tolerated, *config.image_pull_secrets))
         volume, mounts = self.volume()
         words = [workload.component, "migrate", "--role", "$(ROLE)"]
         env = [*self.settings(variable, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}]

@@ -180,3 +180,30 @@ def test_the_certificate_signer_takes_its_settings(platform: str) -> None:
     assert found.secret == f"confcom-certificate-signer{marked}-ca"
     assert found.config_map == f"confcom-attested-pods-ca{marked}"
     assert bool(found.trust_roots) == (platform == "simulated")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "registry.example/confcom:2"},
+        {"image_pull_policy": "Always"},
+        {"image_pull_secrets": ("pull",)},
+        {"tolerations": ("sgx=only:NoSchedule",)},
+        {"node_selector": ("pool=sgx",)},
+        {"collateral_database": "other"},
+        {"collateral_database_port": 5433},
+        {"collateral_replicas": 3},
+        {"platform": "simulated"},
+        {"api_ports": (7443,)},
+    ],
+    ids=str,
+)
+def test_a_migration_with_other_pods_has_another_name(change: dict[str, Any]) -> None:
+    """Kubernetes refuses another template of a Job: the change of a setting would fail."""
+    before = {"collateral": True, "collateral_database": "db", "image": "registry.example/confcom:1"}
+    rendered = [render(AddonConfig(**found), version="1") for found in (before, before | change)]
+    first, second = (
+        {one["metadata"]["name"]: one["spec"] for one in found if one["kind"] == "Job"} for found in rendered
+    )
+    assert first
+    assert all(second[name] == first[name] for name in first.keys() & second.keys())
