@@ -22,7 +22,7 @@ from confcom.errors import ConfigError
 BACKDATE = timedelta(hours=1)
 """How far a certificate reaches back, for peers with clocks that are behind."""
 MAX_PEM = 64 * 1024
-_LABEL = r"[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_LABEL = r"[A-Za-z0-9_](?:[-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?"
 _DNS = re.compile(rf"(?=.{{1,253}}\Z)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 

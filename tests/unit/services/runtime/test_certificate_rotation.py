@@ -46,7 +46,7 @@ def test_a_pair_is_for_the_names_and_signed_by_an_authority_of_its_own() -> None
         assert not pair.is_issued_by(broken)
 
 
-@pytest.mark.parametrize("hosts", ["0:0::1", "Attest.Example", "*.attest.example, 10.0.0.1"])
+@pytest.mark.parametrize("hosts", ["0:0::1", "Attest.Example", "*.attest.example, 10.0.0.1", "attest_1.example"])
 def test_names_in_any_spelling_are_those_of_the_certificate(hosts: str) -> None:
     settings = TlsSettings(tls_secret="s", tls_service="attest", tls_hosts=hosts)
     settings.check()
