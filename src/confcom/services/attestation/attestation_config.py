@@ -9,7 +9,7 @@ import msgspec
 from confcom.services.attestation.administrators import TokenHash
 from confcom.services.runtime.certificates import TlsSettings
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 
 
 class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +26,7 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     store: str = "/var/lib/confcom/attestation.sqlite"
     """Policies, signers and the audit record: an SQLite file, made if it is not there and migrated if an older release
     made it; or postgresql://USER[:PASSWORD]@HOST/DATABASE, which replicas share and `attestation migrate` prepares."""
-    audit_days: Annotated[int, msgspec.Meta(ge=1)] = 90
+    audit_days: Annotated[int, msgspec.Meta(ge=1, le=36_525)] = 90
     """Days that records of appraisals are kept. They hold addresses, and measurements that identify machines."""
     audit_records: Annotated[int, msgspec.Meta(ge=1000)] = 500_000
     """Records of appraisals that are kept, the newest; 500,000 take about 600 MB. Looked at once a minute."""

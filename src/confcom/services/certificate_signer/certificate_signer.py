@@ -59,7 +59,7 @@ from confcom.services.runtime.status_page import (
     readiness,
 )
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 _TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9._]{0,253}[a-z0-9])?")
 DNS_SUFFIXES = ("svc", "svc.cluster.local")

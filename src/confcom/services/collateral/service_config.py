@@ -9,7 +9,7 @@ import msgspec
 from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import TlsSettings
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
 
 

@@ -33,7 +33,7 @@ CA_KEY = "ca-certificates.crt"
 MAX_TRUSTED = 8
 """Authorities that are published at a time; usually two at most."""
 EVER = datetime.min.replace(tzinfo=UTC)
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 
 

@@ -39,7 +39,7 @@ RETRY_MAX = 30.0
 """Most seconds between two attempts to watch the nodes; the first is 1, and it doubles."""
 
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 
 

@@ -19,9 +19,14 @@ import structlog
 
 from confcom import input_file
 from confcom.errors import ClusterError, ConfcomError, ConfigError
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
+from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.quote_helper.helper import QuoteHelperConfig
 from confcom.services.runtime import process
 from confcom.services.runtime.process import background, configure_logging, load, render, run_until
+from confcom.services.webhook.webhook import WebhookConfig
 
 GUARD = 60.0
 """Seconds after which a test hangs."""
@@ -52,6 +57,29 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "found"), [("a, b,", ("a", "b")), ("a", ("a",)), ("", ())])
 def test_a_list_in_the_environment_has_commas(tmp_path: Path, text: str, found: tuple[str, ...]) -> None:
     assert config(tmp_path, environment={"CONFCOM_QUOTE_HELPER_ROOTS": text}).roots == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (AttestationServiceConfig, "audit_days"),
+        (AttestationServiceConfig, "key_overlap"),
+        (AttestationServiceConfig, "tls_lifetime"),
+        (CertificateSignerConfig, "ca_lifetime"),
+        (CollateralServiceConfig, "refresh_every"),
+        (DevicePluginConfig, "helper_patience"),
+        (WebhookConfig, "lifetime"),
+    ],
+)
+@pytest.mark.parametrize("value", ["inf", "nan", "1e12", "10000000000"])
+def test_a_time_that_ends_after_every_date_is_refused_at_start(
+    tmp_path: Path, kind: type[msgspec.Struct], field: str, value: str
+) -> None:
+    """Later it would fail wherever it is added to a date: records would stay for ever, keys would not be read."""
+    file = tmp_path / "settings.toml"
+    file.write_text(f"{field} = {value}\n")
+    with pytest.raises(ConfigError, match=f"{field}: Expected"):
+        load(kind, service="any", file=file, environment={}, flags={})
 
 
 def test_settings_may_come_through_a_pipe_and_do_not_block_for_ever(
