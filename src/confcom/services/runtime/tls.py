@@ -70,9 +70,11 @@ class HeldTls:
     Each handshake uses the present one.
     """
 
-    def __init__(self, certificate: bytes, key: bytes, client_ca: bytes | None = None, *, place: str = "") -> None:
-        """With `client_ca`, a client may bring a certificate of that authority. `place` is part of messages."""
-        self._place = place
+    def __init__(
+        self, certificate: bytes, key: bytes, client_ca: bytes | None = None, *, place: str = "", ca_place: str = ""
+    ) -> None:
+        """With `client_ca`, a client may bring a certificate of that authority. The places are parts of messages."""
+        self._place, self._ca_place = place, ca_place
         self._client_mode = ssl.CERT_OPTIONAL
         self._set(certificate, key, client_ca)
         self.context = self._current
@@ -104,7 +106,8 @@ class HeldTls:
                 context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
             except (ssl.SSLError, ValueError) as error:
                 raise ConfigError(
-                    f"the authority of clients cannot be used: {_words(error)}", advice="Give its certificate in PEM."
+                    f"the authority of clients{self._ca_place} cannot be used: {_words(error)}",
+                    advice="Give its certificate in PEM.",
                 ) from error
             self._ask_for_certificate(context)
         self._current, self._pair, self._client_ca = context, (certificate, key), client_ca
@@ -128,7 +131,8 @@ class ReloadingTls(HeldTls):
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = files.fingerprint()
-        super().__init__(*files.read(), place=f" {files.certificate} with the key {files.key}")
+        pair, ca = f" {files.certificate} with the key {files.key}", f" {files.client_ca}"
+        super().__init__(*files.read(), place=pair, ca_place=ca)
 
     def reload(self) -> bool:
         """Use the files if they changed and fit together; returns whether they are used."""

@@ -40,6 +40,14 @@ def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_p
 
 
 @pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\xff"])
+def test_a_file_without_pem_is_refused_by_name(files: TlsFiles, tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{tmp_path / name} .*cannot be used"):
+        ReloadingTls(files)
+
+
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(files: TlsFiles, tmp_path: Path, name: str) -> None:
     tls, file = ReloadingTls(files), tmp_path / name
     content, in_use = file.read_bytes(), tls.context
