@@ -101,7 +101,7 @@ def test_the_command_that_verifies_adds_its_own_modules_alone() -> None:
     found = imported_by(program.format("confcom.cli.root, confcom.cli.verify, confcom.cli.verdict")) - beside
     assert found & {"secrets", "tempfile", "tomllib", "difflib", "traceback", "shutil"} == set()
     assert len([name for name in found if name.startswith("confcom")]) <= 54
-    assert len(found) <= 75, sorted(found)
+    assert len(found) <= 78, sorted(found)
     # Python compiles the methods of a dataclass at every start, half a millisecond each.
     assert len(imported_by(DATACLASSES)) <= 52
 
