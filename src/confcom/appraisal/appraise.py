@@ -102,7 +102,7 @@ def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
     """One finding for each cause: collateral that expired, certificates of the quote that did, a clock that is slow."""
     if not verified.stale:
         return (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
-    now, source = verified.verified_at, verified.collateral.source
+    now, source = verified.verified_at, verified.source
     early = [window for window in verified.stale if now < window.not_before]
     expired = [window for window in verified.stale if window not in early]
     theirs = [window for window in expired if window in verified.collateral.windows]

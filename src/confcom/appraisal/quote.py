@@ -154,6 +154,8 @@ class VerifiedQuote(Proof):
 
     Authentic is not acceptable: `tcb_status`, `stale` and the identity inside are for a policy to judge (`appraise`).
     `stale` lists what was expired or not yet valid at `verified_at`; the TCB status is then the one it would have.
+    `source` is that of the collateral that came with this quote: `collateral` may have been verified with an earlier
+    one, from elsewhere.
     """
 
     made_by: ClassVar[str] = "QuoteVerifier.verify"
@@ -162,6 +164,7 @@ class VerifiedQuote(Proof):
     chain: VerifiedChain
     tcb: TcbEvaluation
     collateral: VerifiedCollateral
+    source: str
     stale: tuple[Window, ...]
     verified_at: datetime
     proof: InitVar[object] = None
@@ -301,6 +304,7 @@ class QuoteVerifier:
             chain=platform.chain,
             tcb=tcb,
             collateral=platform.collateral,
+            source=collateral.source,
             stale=platform.stale(now),
             verified_at=now,
             proof=PROOF,

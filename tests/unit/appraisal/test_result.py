@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 
@@ -70,6 +71,16 @@ def test_nothing_unproven_is_shown_of_a_forgery(result, make_quote) -> None:
     assert found["report_data"] is None
     assert [check["id"] for check in found["checks"] if not check["ok"]] == ["quote-signature"]
     assert [check["id"] for check in found["checks"]] == [step for step in STEPS if not step.startswith("tdx-")]
+
+
+def test_stale_collateral_is_named_by_where_it_came_from_this_time(world, verifier, make_quote, now) -> None:
+    """Whatever the name under which the same collateral was verified before."""
+    collateral, quote = world.publish(), make_quote()
+    for days, source in ((0, "the store"), (400, "folder a"), (400, "folder b")):
+        given = replace(collateral, source=source)
+        found = judge(quote, given, verifier=verifier, policy=POLICY, now=now + timedelta(days=days)).as_dict()
+        assert found["collateral"]["source"] == source
+        assert days == 0 or f", from {source}" in found["error"]["message"]
 
 
 def test_stale_collateral_is_undecided_with_the_status_it_would_have(result, make_quote) -> None:
