@@ -106,10 +106,10 @@ class _Client:
         return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"
 
     def _require_keys(self) -> None:
-        """Refuse to ask where the keys that verify the answer are not to be had."""
+        """Refuse to ask where the keys that verify the answer are neither pinned nor fetched over TLS."""
         if not (self._authentic or self._pinned):
             raise ConfigError(
-                f"the keys of {self._url} would come without TLS, from anybody on the way",
+                f"the keys of {self._url} would come without TLS: the network could replace them",
                 advice="Write https://, or pin the keys (keys=KeySet.parse(…)).",
             )
 
@@ -162,7 +162,7 @@ class AttestationClient(_Client):
         """A verified token that the policy accepts.
 
         Raises:
-            ConfigError: keys are neither pinned nor to be had over TLS.
+            ConfigError: keys are neither pinned nor fetched over TLS.
             AttestationRefused: the service refused the evidence.
             AttestationUnavailable: the service cannot be reached.
             TokenError, TokenRefused: the token is not authentic, or says something else than expected.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0
-"""Seconds to wait for the next byte of a pipe. Daemons, whose event loop stands still meanwhile, do not wait."""
+"""Seconds to wait for the next byte of a pipe. Daemons do not wait: it would block their event loop."""
 
 
 def open_input(path: Path | str, *, patience: float | None = None) -> io.BufferedReader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import tarfile
 import threading
@@ -141,3 +142,28 @@ def test_a_dash_is_standard_input_beside_a_file_of_that_name(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw))
         assert run(["policy", "from", "-"]) == ExitCode.OK
     assert "mr_enclave" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["collateral import --store STORE PIPE", "inspect PIPE", "policy from PIPE"])
+def test_a_pipe_that_stops_halfway_is_given_up(
+    line: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(input_file, "PATIENCE", 0.3)
+    held = os.open(places["PIPE"], os.O_RDWR)
+    os.write(held, b"some bytes")
+    try:
+        code = run([places.get(word, word) for word in line.split()])
+    finally:
+        os.close(held)
+    assert code == ExitCode.USAGE
+    assert f"{places['PIPE']}: it is a pipe, and gave nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opened", ["<&-", "0>>/dev/null"])
+@pytest.mark.parametrize("line", ["inspect -", "policy from -", "collateral import --store STORE -", "verify -"])
+def test_standard_input_that_cannot_be_read_is_no_mistake_of_ours(line: str, opened: str, tmp_path: Path) -> None:
+    words = [word.replace("STORE", str(tmp_path / "store.sqlite")) for word in line.split()]
+    shell = ["/bin/sh", "-c", f'exec "$@" {opened}', "sh", sys.executable, "-m", "confcom", *words]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (ExitCode.OK, ExitCode.UNEXPECTED), done.stderr
+    assert "what to do" in done.stderr + done.stdout

@@ -98,7 +98,7 @@ async def test_keys_are_fetched_again_at_an_unknown_id(
 async def test_keys_come_over_tls_or_are_pinned(client: Any, world: SimulatedWorld) -> None:
     """Whoever is on the way could give a token together with its keys."""
     attestation = Attestation(evidence=enclave_quote(world))
-    with pytest.raises(ConfigError, match="without TLS, from anybody on the way"):
+    with pytest.raises(ConfigError, match="without TLS: the network could replace them"):
         await client("http://attest.example").attest(attestation, SIMULATED, now=NOW)
     client("http://attest.example", keys=KeySet((), NOW))
     client("http://[::1]:8443")

@@ -19,7 +19,7 @@ _GIT_SECONDS = 60
 def stamp(tree: Path) -> dict[str, str | bool]:
     """Commit (40 hex digits), its date (RFC 3339, UTC), and whether the files differ from it; empty where unknown.
 
-    SOURCE_COMMIT and SOURCE_DATE_EPOCH say it where git's folder is not at hand, as in a container build.
+    SOURCE_COMMIT and SOURCE_DATE_EPOCH say it where there is no folder of git's, as in a container build.
     """
     commit, seconds = os.environ.get("SOURCE_COMMIT", ""), os.environ.get("SOURCE_DATE_EPOCH", "")
     changed = ""

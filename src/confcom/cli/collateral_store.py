@@ -269,6 +269,8 @@ def import_(path: Path, store: str, trust_root: tuple[str, ...], update: str) ->
                 imported = read_archive(opened, file, now=now)
             except (FormatError, VerificationError) as error:
                 raise CollateralInvalid.of(error, name) from error
+            except OSError as error:
+                raise ConfigError(f"cannot read {name}: {error.strerror}", advice="Check its source.") from error
             expired = _expired(opened, imported.keys, now)
     else:
         documents = _read_bundle(path, set_, roots, now)

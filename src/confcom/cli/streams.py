@@ -51,11 +51,16 @@ class _StandardOutput(io.FileIO):
 
 
 def check_output() -> None:
-    """Have every write to standard output checked from now on: a failure is an `OutputError`."""
+    """Have every write to standard output checked from now on: a failure is an `OutputError`.
+
+    A standard input that is closed is an empty one.
+    """
     for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
         if stream is None:  # closed by the caller: no file that is opened later may take its number
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY), number)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     if sys.stderr is None:
         sys.stderr = io.TextIOWrapper(
             io.FileIO(2, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True
@@ -146,17 +151,14 @@ def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -
 
 def read_input(path: Path, limit: int, what: str) -> bytes:
     """Read a file, or standard input for `-`; never more than `limit` bytes."""
-    if str(path) == "-":
-        data = sys.stdin.buffer.read(limit + 1)
-    else:
-        from confcom.input_file import read_bounded
+    from confcom.input_file import read_bounded
 
-        try:
-            data = read_bounded(path, limit)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the {what} file {path}: {error.strerror}", advice="Check the path and its permissions."
-            ) from error
+    try:
+        data = sys.stdin.buffer.read(limit + 1) if str(path) == "-" else read_bounded(path, limit)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the {what} file {path}: {error.strerror}", advice="Check the path and its permissions."
+        ) from error
     if len(data) > limit:
         raise ConfigError(f"the {what} file {path} is larger than {limit} bytes", advice="Name the right file.")
     return data

@@ -61,7 +61,7 @@ class PolicyAdministration:
         return self._changed("Removed", sent)
 
     def signers(self) -> str:
-        """The certificates whose policies are accepted, as a JWKS."""
+        """The certificates of the accepted policy signers, as a JWKS."""
         keys = [certificate_jwk(certificate) for certificate in self._store.signers()]
         return self._appraiser.signed({"x-ms-policy-certificates": {"keys": keys}})
 

@@ -84,7 +84,7 @@ class NotAnAdministrator(ConfcomError):
 
 
 class IssuerUnavailable(NotAnAdministrator):
-    """An OIDC token cannot be judged now, because the keys of its issuer are not to be had."""
+    """An OIDC token cannot be judged now, because the keys of its issuer could not be fetched."""
 
     code = "issuer-unavailable"
     default_advice = "Try again in a minute, or use another way to identify; the service's log says what failed."

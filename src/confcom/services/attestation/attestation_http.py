@@ -59,7 +59,7 @@ API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
 _PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API_VERSIONS)
 """The query strings that clients send."""
 MAX_IN_LOOP = 32 << 10
-"""Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
+"""Bytes of a body that is judged in the event loop, if its platform's collateral is in memory."""
 WRONG_TOKENS = 5
 """Of one address in a minute; beyond it administration waits."""
 REFUSED_RECORDED = 60

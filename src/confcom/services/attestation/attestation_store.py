@@ -137,7 +137,7 @@ class PublishedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFilter:
-    """Which records of appraisals are wanted; None wants all. `since` counts, `until` does not."""
+    """Conditions on records of appraisals; None is no condition. `since` is inclusive, `until` exclusive."""
 
     kind: AttestationType | None = None
     verdict: str | None = None
