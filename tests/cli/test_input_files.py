@@ -122,7 +122,10 @@ LONG = "n" * 300
 """No file system has such a name."""
 
 
-@pytest.mark.parametrize("line", [f"policy from {LONG}", f"attestation migrate --store STORE --from {LONG}"])
+@pytest.mark.parametrize(
+    "line",
+    [f"policy from {LONG}", f"attestation migrate --store STORE --from {LONG}", f"attestation audit --store {LONG}"],
+)
 def test_a_name_that_no_file_can_have_is_explained(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,6 +244,20 @@ def test_a_list_of_kubeconfigs(
     assert (code, f"{tmp_path}/missing, {tmp_path}/gone not found" in text) == (ExitCode.USAGE, True)
 
 
+def test_a_store_in_a_place_that_cannot_be_looked_at_is_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the home of another user is, in a container: the file system refuses to say whether there is one."""
+    assert run(["simulate", "machine", "-o", f"{tmp_path}/machine"]) == ExitCode.OK
+    words = ["--machine", f"{tmp_path}/machine", "--report-data", "00", "-o", f"{tmp_path}/quote"]
+    assert run(["quote", *words]) == ExitCode.OK
+    monkeypatch.setenv("CONFCOM_COLLATERAL_STORE", str(tmp_path / ("n" * 300)))
+    capsys.readouterr()
+    code = run(["verify", f"{tmp_path}/quote"])
+    assert code == ExitCode.COLLATERAL
+    assert "no store of your own" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
 def test_closed_streams_are_no_files_of_ours(closed: str, tmp_path: Path) -> None:
     """Descriptor 2 of a program that was started without one must not become its database."""

@@ -209,7 +209,7 @@ class AttestationStore:
             else:
                 CHAIN.check(database)
         except OSError as error:
-            raise ConfigError(f"the folder of the store cannot be made: {error.filename}: {error.strerror}") from error
+            raise ConfigError(f"the store cannot be used: {error.filename}: {error.strerror}") from error
         except BaseException:
             database.close()
             raise
