@@ -134,6 +134,15 @@ def test_a_read_has_one_view(database: Database, other: Database) -> None:
     assert numbers(database) == [1]
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
+def test_a_reader_may_pause_if_it_says_so(database: Database) -> None:
+    """The server ends the connection of another one, which may have stopped; the next reader gets the same one."""
+    for paused, limit in ((False, "20s"), (True, "0"), (False, "20s")):
+        with database.read(paused=paused) as connection:
+            assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == limit
+
+
 def test_a_read_changes_nothing(database: Database) -> None:
     if database.shared:
         with pytest.raises(DatabaseError, match="read-only"), database.read() as connection:
