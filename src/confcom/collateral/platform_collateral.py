@@ -190,8 +190,8 @@ class PlatformCollateral:
         return Document(key, _signed(bytes(entry[name]), name), chain)
 
     def _pck_crl(self, ca: PckCaName) -> Document | None:
-        found = _decode(self._member("pckcacrl") or b"{}", _CRLS, "pckcacrl")
-        text = found.processor if ca == "processor" else found.platform
+        found, name = _decode(self._member("pckcacrl") or b"{}", _MEMBERS, "pckcacrl"), f"{ca}Crl"
+        text = _decode(bytes(found.get(name, b'""')), _STRING, f"pckcacrl.{name}")
         return _crl(DocumentKey.pck_crl(ca), text, self._pck_chain(ca))
 
     def _root_ca_crl(self) -> Document | None:
@@ -272,18 +272,12 @@ class _Certificates(msgspec.Struct):
     identity: str = msgspec.field(name="SGX-Enclave-Identity-Issuer-Chain", default="")
 
 
-class _Crls(msgspec.Struct):
-    processor: str = msgspec.field(name="processorCrl", default="")
-    platform: str = msgspec.field(name="platformCrl", default="")
-
-
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 _IDENTITY = msgspec.json.Decoder(_Identity)
 _PLATFORM = msgspec.json.Decoder(PlatformForm)
 _PCK_CERTS = msgspec.json.Decoder(_PckCerts)
 _CERTIFICATES = msgspec.json.Decoder(_Certificates)
-_CRLS = msgspec.json.Decoder(_Crls)
 
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[T], field: str) -> T:

@@ -166,7 +166,12 @@ def test_what_is_wrong_with_one_says_nothing_about_the_others() -> None:
 
 
 def test_revocation_lists_of_another_form_say_nothing_about_other_documents() -> None:
-    for wrong, refused in (({"pckcacrl": []}, 2), ({"rootcacrl": 5}, 1), ({"pckcacrl": {"platformCrl": "00"}}, 1)):
+    for wrong, refused in (
+        ({"pckcacrl": []}, 2),
+        ({"rootcacrl": 5}, 1),
+        ({"pckcacrl": {"platformCrl": "00"}}, 1),
+        ({"pckcacrl": {"platformCrl": 5}}, 1),
+    ):
         chains = CERTIFICATES | {"TCB-Info-Issuer-Chain": quote(CHAIN)}
         collaterals = {"certificates": chains, "qeidentity": IDENTITY.decode(), "rootcacrl": pki.crl().hex()} | wrong
         found: list[object] = []
