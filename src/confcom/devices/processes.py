@@ -4,9 +4,8 @@ Linux counts no EPC per process or container. It shows which addresses a process
 upper bound of the EPC in use, because a page may never have been added, or be paged out. A limit can be compared with
 that bound, because every one of these pages may be used at any moment.
 
-Processes are found in one pass over /proc. Most have no enclave memory, so each costs one read of its maps and a
-search. A candidate is then read again through a handle on its /proc folder, which stays with that process even if its
-number is reused.
+Processes are found in one pass over /proc. Most have no enclave memory: each costs one read of its maps and a search.
+A candidate is read again through a handle on its /proc folder, which stays with it even if its number is reused.
 
 A mapped file is the enclave device if it has that device's number. The kernel shows the number through
 /proc/PID/map_files (CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN) or /proc/PID/root (CAP_SYS_PTRACE, which reading maps
