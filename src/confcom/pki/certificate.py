@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from binascii import b2a_base64
 from codecs import BOM_UTF8
 from collections.abc import Iterable
@@ -209,6 +210,7 @@ _ED25519 = oid("1.3.101.112")
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _LINE_END = b"\r\n"
 _BLANKS = b" \t" + _LINE_END
+_NO_DIGIT = re.compile(rb"[^A-Za-z0-9+/= \t\r\n]")
 
 
 def parse_certificates(
@@ -271,7 +273,11 @@ def _der(block: bytes, structure: str, offset: int) -> bytes:
     try:
         return _decode(block)
     except ValueError as error:
-        raise FormatError(str(error), structure=structure, field="", offset=offset) from error
+        message, wrong = str(error), _NO_DIGIT.search(block)
+        if wrong:
+            message = f"holds characters that base64 does not have, first {wrong[0].decode('latin-1')!r}"
+            offset += wrong.start()
+        raise FormatError(message, structure=structure, field="", offset=offset) from error
 
 
 def _decode(block: bytes) -> bytes:

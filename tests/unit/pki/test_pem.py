@@ -109,6 +109,15 @@ def test_what_is_damaged_or_ambiguous_is_malformed(data: bytes) -> None:
         load_chain(data, structure="PCK chain")
 
 
+@pytest.mark.parametrize("wrong", [b"-", b"\x0b", b"\xe9", b"*"])
+def test_a_character_that_is_no_digit_is_shown_with_its_place(wrong: bytes) -> None:
+    data = _changed(2, LINES[2][:-1] + wrong)
+    place, shown = data.index(wrong, 30), repr(chr(wrong[0]))
+    message = f"chain at byte {place}: holds characters that base64 does not have, first {shown}"
+    with pytest.raises(FormatError, match=re.escape(message)):
+        load_chain(data, structure="chain")
+
+
 BREAKS = st.sampled_from(
     [b"\n", b"\r\n", b"\r", b" ", b"\0", b"=", b"-", b"\xef\xbb\xbf", b"A", b"-----BEGIN%20", b"-----"]
 )
