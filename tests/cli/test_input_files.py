@@ -124,11 +124,17 @@ LONG = "n" * 300
 
 @pytest.mark.parametrize(
     "line",
-    [f"policy from {LONG}", f"attestation migrate --store STORE --from {LONG}", f"attestation audit --store {LONG}"],
+    [
+        f"policy from {LONG}",
+        f"attestation migrate --store STORE --from {LONG}",
+        f"attestation audit --store {LONG}",
+        f"collateral serve --store STORE --insecure-http --listen 127.0.0.1:0 --upstream-key-file {LONG}",
+    ],
 )
 def test_a_name_that_no_file_can_have_is_explained(
-    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("CONFCOM_COLLATERAL_SERVICE_UPSTREAM_KEY_OPTIONAL", "true")
     code = run([word.replace("STORE", str(tmp_path / "store.sqlite")) for word in line.split()])
     assert code == ExitCode.USAGE
     assert f"{LONG}: File name too long" in capsys.readouterr().err

@@ -506,3 +506,5 @@ def test_an_optional_file_counts_once_it_is_there(tmp_path: Path) -> None:
         _identify(administrators, TOKEN)
     with pytest.raises(ConfigError):
         Administrators(file, None, clock=Clock(NOW))
+    with pytest.raises(ConfigError, match="File name too long"):  # there may be one, as behind a folder of others
+        Administrators(tmp_path / ("n" * 300), None, clock=Clock(NOW), optional=True)

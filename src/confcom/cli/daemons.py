@@ -449,10 +449,13 @@ def _key(config: CollateralServiceConfig) -> str | None:
     if config.upstream_key_file is None:
         return None
     path = Path(config.upstream_key_file)
-    if config.upstream_key_optional and not path.exists():
-        note(f"{path} is not there: upstream is asked without a key")
-        return None
-    return read_input(path, MAX_KEY, "upstream key").decode("ascii", "replace").strip()
+    try:
+        return read_input(path, MAX_KEY, "upstream key").decode("ascii", "replace").strip()
+    except ConfigError as error:
+        if config.upstream_key_optional and isinstance(error.__cause__, FileNotFoundError):
+            note(f"{path} is not there: upstream is asked without a key")
+            return None
+        raise
 
 
 # The databases of services: `migrate`, which makes the schema, copies another database, and gives rights to a role.

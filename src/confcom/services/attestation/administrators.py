@@ -223,16 +223,24 @@ class Administrators:
         except TimeoutError:
             raise ConfigError(f"{oidc.issuer} did not answer within {FETCH_TIMEOUT:g} seconds") from None
 
-    def _read(self) -> _File:
-        if self._path is None or (self._optional and not self._path.exists()):
+    def _written(self) -> _File:
+        """What the file holds; nothing where there is none, and need not be."""
+        if self._path is None:
             return _File(administrators=[])
         try:
-            file = msgspec.convert(read_toml(self._path, patience=0), _File)
+            return msgspec.convert(read_toml(self._path, patience=0), _File)
         except msgspec.ValidationError as error:
             raise ConfigError(
                 f"{self._path}: {explain_settings(error, _File)}",
                 advice="See docs/howto/run-the-attestation-service.md.",
             ) from error
+        except ConfigError as error:
+            if self._optional and isinstance(error.__cause__, FileNotFoundError):
+                return _File(administrators=[])
+            raise
+
+    def _read(self) -> _File:
+        file = self._written()
         for each in file.administrators:
             missing = ""
             if not (each.token_hash or each.claims or each.certificate or each.certificate_name):
