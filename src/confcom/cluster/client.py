@@ -149,9 +149,9 @@ async def list_and_watch(
 
 async def version_of_server(client: AsyncClient) -> str:
     """The API server's version, such as `v1.36.2`; empty if it does not say."""
-    transport: Any = _transport(client.config)  # lightkube's annotation is that of its other client
-    parameters = ConnectionParams(transport=transport)
     with cluster_errors("cannot read the API server's version"):
+        transport: Any = _transport(client.config)  # lightkube's annotation is that of its other client
+        parameters = ConnectionParams(transport=transport)
         # lightkube can only request paths of API groups.
         async with AsyncConnection(client.config, parameters) as connection:
             answer = await connection.get("/version")

@@ -107,6 +107,14 @@ async def test_a_server_is_verified_by_the_name_that_the_kubeconfig_gives(tmp_pa
                 await _version(tmp_path, port, ca, **others)
 
 
+async def test_a_kubeconfig_that_went_away_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path)
+    async with open_client(path) as client:
+        Path(path).unlink()
+        with pytest.raises(ClusterError, match="cannot read the API server's version"):
+            await version_of_server(client)
+
+
 def test_behind_a_proxy_of_the_environment_another_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
