@@ -176,3 +176,29 @@ def test_standard_input_that_cannot_be_read_is_no_mistake_of_ours(line: str, ope
     done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode not in (ExitCode.OK, ExitCode.UNEXPECTED), done.stderr
     assert "what to do" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("store", [LONG, f"{LONG}/store.sqlite"])
+def test_a_store_that_cannot_be_made_is_explained(
+    store: str, tmp_path: Path, places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "collateral"
+    assert run(["simulate", "collateral", places["MACHINE"], "-o", str(folder)]) == ExitCode.OK
+    words = ["collateral", "import", str(folder), "--trust-root", str(folder / "root_ca.pem")]
+    capsys.readouterr()
+    assert run([*words, "--store", str(tmp_path / store)]) in (ExitCode.USAGE, ExitCode.COLLATERAL)
+    assert LONG in (said := capsys.readouterr().err)
+    assert "File name too long" in said
+
+
+def test_a_document_that_cannot_be_looked_at_is_named(
+    tmp_path: Path, places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a folder that may be listed and not entered."""
+    folder = tmp_path / "collateral"
+    assert run(["simulate", "collateral", places["MACHINE"], "-o", str(folder)]) == ExitCode.OK
+    (folder / "tcb_info.json").unlink()
+    (folder / "tcb_info.json").symlink_to(LONG)
+    capsys.readouterr()
+    assert run(["collateral", "import", str(folder), "--store", places["STORE"]]) == ExitCode.COLLATERAL
+    assert "tcb_info.json cannot be read: File name too long" in capsys.readouterr().err

@@ -179,13 +179,14 @@ def filled_store(store: str, roots: TrustRoots) -> Iterator[CollateralStore]:
         with CollateralStore(store, roots=roots) as opened:
             yield opened
         return
-    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    # os.path.exists: what may not be looked at is reported when it is written.
+    missing = [folder for folder in path.absolute().parents if not os.path.exists(folder)]  # noqa: PTH110
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--store: cannot make the folder {path.parent}: {error.strerror}") from error
     try:
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110
             with CollateralStore(path, roots=roots) as opened:
                 yield opened
             return

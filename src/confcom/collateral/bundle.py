@@ -78,9 +78,11 @@ def load_bundle(path: Path | str) -> Collateral:
     the file. A chain may be percent-encoded, as services send it in a header.
     """
     path = Path(path)
-    if not os.path.isdir(path):  # noqa: PTH112 - what may not be looked at is reported when it is read
+    # os.path: what may not be looked at is reported when it is read.
+    if not os.path.isdir(path):  # noqa: PTH112
         return _load_json(path)
-    if not any((path / name).is_file() for name in _FILES["tcb_info"].names) and (path / BUNDLE_JSON).is_file():
+    in_parts = any(os.path.isfile(path / name) for name in _FILES["tcb_info"].names)  # noqa: PTH113
+    if not in_parts and os.path.isfile(path / BUNDLE_JSON):  # noqa: PTH113
         return _load_json(path / BUNDLE_JSON)
     files = {part: _read_part(path, part) for part in _FILES}
     parts = {part: found[1] if found else None for part, found in files.items()}
