@@ -34,6 +34,26 @@ def test_a_symbolic_link_at_the_path_is_refused_and_not_followed(tmp_path: Path)
     assert path.is_symlink()
 
 
+def test_a_directory_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    """In a process that is not above permissions, as containers are not."""
+    closed = tmp_path / "closed"
+    (closed / "in").mkdir(parents=True)
+    closed.chmod(0)
+    program = (
+        "import sys; from pathlib import Path; from confcom.services.runtime.listener import UnixListener\n"
+        "try: UnixListener(Path(sys.argv[1]), backlog=1)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    capabilities = "-dac_override,-dac_read_search"
+    bound = ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"] * (os.geteuid() == 0)
+    command = [*bound, sys.executable, "-c", program, str(closed / "in" / "aesm.socket")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    finally:
+        closed.chmod(0o700)
+    assert done.stdout == f"PlatformUnavailable cannot listen at {closed}/in: Permission denied\n"
+
+
 def test_a_link_put_in_place_of_the_new_socket_does_not_get_its_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

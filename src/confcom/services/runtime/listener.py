@@ -144,7 +144,7 @@ def _check_vacant(path: Path, *, replace: bool) -> None:
 
 
 def _make_directory(directory: Path) -> None:
-    if directory.is_dir():
+    if os.path.isdir(directory):  # noqa: PTH112 - what may not be looked at is reported when it is made
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -210,8 +210,8 @@ def remove_own(path: Path, own: tuple[int, int] | None) -> None:
 
 def _cannot_listen(path: Path, error: OSError) -> PlatformUnavailable:
     advice = "Run as a user that may write in its directory, or name another path with --socket."
-    directory = path if path.is_dir() else path.parent
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and directory.is_dir():
+    directory = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - as above
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and os.path.isdir(directory):  # noqa: PTH112
         advice = _directory_advice(directory)
     return PlatformUnavailable(f"cannot listen at {path}: {error.strerror or error}", advice=advice)
 
