@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -82,6 +83,7 @@ class Both:
         self, folder: Path, world: SimulatedWorld, collateral: str, clock: Clock, *policies: Policy, **settings: Any
     ) -> None:
         self.store, self.clock, self.counted = AttestationStore.open(folder / "store.sqlite"), clock, Counted()
+        weakref.finalize(self, self.store.close)
         self._world, self._policies, self._settings = world, policies, {"grace": timedelta()} | settings
         self._collateral = RememberedCollateral(collateral, SourceOptions(roots=world.trust_roots, at=clock()))
         folder_of_keys = KeyFolder(folder / "keys", simulated=True, clock=clock)
