@@ -149,11 +149,15 @@ def state_object(state: AddonState) -> Object:
 
 
 def parse_state(data: Mapping[str, str]) -> AddonState:
-    """Read the ConfigMap; what a later version may have written beside is left out, and a wrong value is named."""
+    """Read the ConfigMap; what a later version may have written beside is left out, and a wrong value is named.
+
+    Keys compare without case. A key as we write it counts more than another spelling: a command wrote it.
+    """
     values = {key.lower(): value for key, value in data.items()}
     known: dict[str, Any] = {}
     for field in AddonConfig.__struct_fields__:
-        text = values.get(key_of(field).lower())
+        key = key_of(field)
+        text = data.get(key, values.get(key.lower()))
         if text is not None:
             known[field] = _parse(field, text)
     try:

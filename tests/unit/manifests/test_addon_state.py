@@ -78,6 +78,13 @@ def test_switches_may_be_spelled_as_people_do(spelled: str) -> None:
     assert state.config.quote_helper
 
 
+def test_a_key_as_a_command_writes_it_counts_more_than_another_spelling() -> None:
+    """Where somebody else wrote a key in another spelling, both stand in the ConfigMap after an update."""
+    both = {"enabled": "true", "epcReserveMiB": "2", "epcreservemib": "3"}
+    for data in (both, dict(reversed(both.items()))):
+        assert parse_state(data).config.epc_reserve_mib == 2
+
+
 def test_settings_of_a_later_version_do_not_stop_this_one() -> None:
     assert parse_state({"enabled": "true", "somethingNew": "7"}).config == AddonConfig()
 
