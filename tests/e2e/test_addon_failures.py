@@ -43,7 +43,9 @@ def test_a_quote_helper_that_finds_no_epc(absent: Addon) -> None:
     outcome = absent("enable", *SETTINGS, *words)
     assert outcome.code == 7
     assert "Unschedulable" in outcome.err
-    assert "Insufficient kubernetes.azure.com/sgx_epc_mem_in_MiB" in outcome.err
+    assert "Insufficient sgx.confcom.dev/quote-helper-epc" in outcome.err
+    assert "nothing is left of 64 MiB of EPC beside a reserve of 130 MiB" in outcome.err
+    assert "Lower reserve_mib, or helper_epc_mib" in outcome.err
     assert absent("update", "--quote-helper-epc-mib=4", "-o", "none").code == 0
 
 
