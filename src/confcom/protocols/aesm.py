@@ -36,7 +36,7 @@ FOLDER = "/var/run/aesmd"
 SOCKET = "aesm.socket"
 """Name of the socket there."""
 VARIABLE = "SGX_AESM_ADDR"
-"""Environment variable whose presence makes Intel's library ask AESM for quotes."""
+"""Environment variable. While it is set, Intel's library asks AESM for quotes."""
 
 Value: TypeAlias = bytes | int | None
 

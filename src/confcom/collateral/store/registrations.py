@@ -103,7 +103,7 @@ class Registrations:
     ) -> Iterator[tuple[Registration, ...]]:
         """The registrations in a state whose `since` is not after `until`, the earliest first, in pages.
 
-        Then those whose `since` is not before `ahead`: it is by a clock that was wrong.
+        Then those with a `since` of `ahead` or later: a clock that was wrong wrote it.
         """
         order = sa.tuple_(_C.since, *_KEY)
         due = sa.select(REGISTRATIONS).where(_C.state == state).order_by(_C.since, *_KEY).limit(limit)

@@ -79,7 +79,7 @@ WRITTEN_AT_A_TIME = 1 << 20
 
 
 class Tokens:
-    """SHA-512 of the tokens in hexadecimal digits; a path whose token is not set is closed."""
+    """SHA-512 of the tokens in hexadecimal digits; without its token a path is closed."""
 
     def __init__(self, config: CollateralServiceConfig, *, clock: Callable[[], float]) -> None:
         self._hashes = {"user": config.user_token_hash, "admin": config.admin_token_hash}

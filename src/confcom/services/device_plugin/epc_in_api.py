@@ -275,7 +275,7 @@ _Found = Mapping[str, Mapping[str, Any]]
 class DevicesInApi(InApi[_Found, tuple[SharedDevice, ...]]):
     """The node's ResourceSlice, with its devices less what pods of another publisher still hold.
 
-    The kubelet deletes the slice when it starts, so it is watched and repaired. A slice whose devices cannot be shared
+    The kubelet deletes the slice when it starts, so it is watched and repaired. Devices that cannot be shared
     would give a whole NUMA node to the first claim: an API server that drops what allows sharing (before 1.36, or with
     DRAConsumableCapacity off) therefore gets no slice at all, and the log says why.
 

@@ -124,7 +124,7 @@ async def call(path: Path, method: Method, request: Message, *, timeout: float) 
     finally:
         channel.close()
         # The library cancels a call that breaks off and does not take that back. Before Python 3.11.3 the next
-        # `asyncio.timeout` of this task would then end the task, as if somebody had cancelled it.
+        # `asyncio.timeout` of this task would then raise CancelledError and end the task.
         while task.cancelling() > cancels and not isinstance(sys.exception(), asyncio.CancelledError):
             task.uncancel()
 
