@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -102,11 +101,12 @@ class GrpcSocket:
 async def call(path: Path, method: Method, request: Message, *, timeout: float) -> Any:  # noqa: ANN401 - the method says
     """One call to the server at a socket."""
     channel = Channel(path=str(path), codec=_Codec())
-    task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-    cancels = task.cancelling()
+    ask = UnaryUnaryMethod(channel, method.path, method.request, method.response)
     try:
+        # In a task of its own: the library cancels the task of a call that breaks off, and does not take that back.
+        # Before Python 3.11.3 the next `asyncio.timeout` of that task would then raise CancelledError.
         async with asyncio.timeout(timeout):
-            return await UnaryUnaryMethod(channel, method.path, method.request, method.response)(request)
+            return await asyncio.create_task(ask(request))
     except GRPCError as error:
         message = f"{path} answered {error.status.name}: {error.message or 'without a reason'}"
         raise RemoteProtocolError(message) from error
@@ -123,10 +123,6 @@ async def call(path: Path, method: Method, request: Message, *, timeout: float) 
         raise PlatformUnavailable(f"cannot reach {path}: {error.strerror or error}", retryable=True) from error
     finally:
         channel.close()
-        # The library cancels a call that breaks off and does not take that back. Before Python 3.11.3 the next
-        # `asyncio.timeout` of this task would then raise CancelledError and end the task.
-        while task.cancelling() > cancels and not isinstance(sys.exception(), asyncio.CancelledError):
-            task.uncancel()
 
 
 async def held_devices(config: DevicePluginConfig, *resources: str) -> list[Mapping[Holder, list[str]]]:
