@@ -136,7 +136,8 @@ class _Platform(msgspec.Struct):
         """Step 12."""
         if self.valid_from <= now <= self.valid_until:
             return ()
-        return stale_windows((*self.chain.windows, *self.collateral.windows), now)
+        # The quote and the PCK CRL have the CA and the root in common.
+        return stale_windows(dict.fromkeys((*self.chain.windows, *self.collateral.windows)), now)
 
 
 _QUOTE_CHECKS = (

@@ -183,7 +183,8 @@ class ReadJws:
         """Whether the signature is of this key under this algorithm, which the caller chose and the header repeats."""
         try:
             key, model = _key(public), JWSRegistry.algorithms[algorithm]
-            return key.key_type == model.key_type and model.verify(self.signed, self.signature, key)
+            model.check_key(key)  # its kind and, for ECDSA, its curve (RFC 7518, section 3.4)
+            return model.verify(self.signed, self.signature, key)
         except (ValueError, KeyError, JoseError):  # KeyError: of a curve that JOSE has no name for
             return False
 

@@ -184,7 +184,7 @@ def _check_times(claims: Mapping[str, Any], now: datetime, leeway: timedelta) ->
             raise TokenError(f"the claim {name!r} is no time: {str(claims[name])[:80]}")
     if "exp" not in claims:
         raise TokenError("the token has no end (claim 'exp')")
-    if claims["exp"] + slack < seconds:
+    if claims["exp"] + slack <= seconds:  # RFC 7519, section 4.1.4: at its end it is over
         raise TokenError(f"the token expired {_ago(seconds - claims['exp'])} ago")
     for name in ("nbf", "iat"):
         if name in claims and claims[name] - slack > seconds:

@@ -231,6 +231,11 @@ def test_stale_collateral_is_reported_and_the_status_still_told(
     assert verified.tcb_status is TcbStatus.UP_TO_DATE
 
 
+def test_what_quote_and_collateral_have_in_common_is_stale_once(world, make_quote, verifier, now) -> None:
+    verified = verifier.verify(make_quote(), world.publish(), now=now + timedelta(days=365 * 40))
+    assert len(verified.stale) == len(set(verified.stale)) == 8
+
+
 def test_a_platform_that_is_remembered_is_still_held_to_the_time(world, make_quote, verifier, now) -> None:
     quote, collateral = make_quote(), world.publish()
     assert not verifier.verify(quote, collateral, now=now).stale

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec as ec_keys
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric import rsa as rsa_keys
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
@@ -237,6 +238,37 @@ def test_a_key_whose_certificate_is_of_another_key_is_refused(rsa: SigningKey, e
     ):
         with pytest.raises(FormatError, match=r"keys\[0\]"):
             KeySet.parse(json.dumps({"keys": [key.jwk() | changes]}).encode(), fetched=NOW)
+
+
+@pytest.mark.parametrize("curve", [ec_keys.SECP256R1(), ec_keys.SECP384R1(), ec_keys.SECP521R1()])
+def test_each_ecdsa_algorithm_has_one_curve(curve: ec_keys.EllipticCurve) -> None:
+    """RFC 7518, section 3.4: ES256 is P-256 with SHA-256. A key of another curve never signs with it."""
+    private = ec_keys.generate_private_key(curve)
+    keys = KeySet.parse(json.dumps({"keys": [ECKey.import_key(private).as_dict(private=False)]}).encode(), fetched=NOW)
+    payload, size = encode_base64url(json.dumps(CLAIMS).encode()), (curve.key_size + 7) // 8
+    for name, digest, bits in (
+        ("ES256", hashes.SHA256(), 256),
+        ("ES384", hashes.SHA384(), 384),
+        ("ES512", hashes.SHA512(), 521),
+    ):
+        signed = f"{encode_base64url(json.dumps({'alg': name}).encode())}.{payload}"
+        r, s = decode_dss_signature(private.sign(signed.encode(), ec_keys.ECDSA(digest)))
+        token = f"{signed}.{encode_base64url(r.to_bytes(size) + s.to_bytes(size))}"
+        if bits == curve.key_size:
+            assert _verify(token, keys).claims == CLAIMS
+        else:
+            with pytest.raises(TokenError, match="not of a pinned key"):
+                _verify(token, keys)
+
+
+def test_at_its_end_a_token_is_over(rsa: SigningKey, keys: KeySet) -> None:
+    """RFC 7519, section 4.1.4: it is refused "on or after" `exp`, to which the leeway is added."""
+    end = datetime.fromtimestamp(CLAIMS["exp"], UTC)
+    token, second = rsa.sign(CLAIMS, {}), timedelta(seconds=1)
+    for leeway in (timedelta(), timedelta(minutes=1)):
+        assert _verify(token, keys, now=end + leeway - second, leeway=leeway)
+        with pytest.raises(TokenError, match="expired"):
+            _verify(token, keys, now=end + leeway, leeway=leeway)
 
 
 def test_keys_on_curves_that_sign_no_tokens_are_passed_over(rsa: SigningKey) -> None:
