@@ -35,9 +35,16 @@ WATCH_AGAIN = 1.0
 """Seconds between the beginnings of two watches of a client: a server, or a proxy, may end each one at once."""
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""
+VANISHED = SERVER_TIMEOUT + 30.0
+"""Seconds without a byte of a watch after which its server is gone: nothing tells a client that a machine went away."""
+ATTEMPTS = 5
+"""At a server that answers that it is busy, and when to ask again."""
+MAX_WAIT = 10
+"""Seconds that a server may have a client wait before the next attempt."""
 KNOWN = "KNOWN"
 """What `list_and_watch` yields when the list is complete."""
 _NOT_FOUND = 404
+_BUSY = 429
 _UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 """What lightkube raises for an answer that is no object of the API (a proxy's page), and for a credential plugin."""
 _PLUGIN = "client.authentication.k8s.io"
@@ -166,7 +173,8 @@ async def version_of_server(client: AsyncClient) -> str:
 class _Transport(httpx2.AsyncHTTPTransport):
     """Begins a watch `WATCH_AGAIN` seconds after the last one: lightkube begins another as soon as one has ended.
 
-    With a `server_name`, the server's certificate has to have that name instead of the URL's host.
+    Ends a watch of a server that is gone, and asks a busy one again (429, 503 with Retry-After), as kubectl does. With
+    a `server_name`, the server's certificate has to have that name instead of the URL's host.
     """
 
     _again_at = 0.0
@@ -182,7 +190,22 @@ class _Transport(httpx2.AsyncHTTPTransport):
             now = time.monotonic()
             wait, self._again_at = self._again_at - now, max(now, self._again_at) + WATCH_AGAIN
             await asyncio.sleep(max(0.0, wait))
+            request.extensions["timeout"] = {**request.extensions["timeout"], "read": VANISHED}
+        for _ in range(ATTEMPTS - 1):
+            answer = await super().handle_async_request(request)
+            if (pause := _pause(answer)) is None:
+                return answer
+            await answer.aclose()
+            await asyncio.sleep(pause)
         return await super().handle_async_request(request)
+
+
+def _pause(answer: httpx2.Response) -> int | None:
+    """Seconds after which a server that is busy wants to be asked again; None if it is not."""
+    after = answer.headers.get("retry-after", "")
+    if answer.status_code not in (_BUSY, 503) or not (after.isascii() and after.isdigit()):
+        return None
+    return min(int(after[:9]), MAX_WAIT)
 
 
 def _transport(config: SingleConfig | None) -> _Transport | None:
@@ -232,4 +255,5 @@ def missing_ok() -> Iterator[None]:
 
 
 def _kind(status: int | None) -> type[ClusterError]:
-    return ClusterRefused if status is not None and 400 <= status < 500 else ClusterError
+    # A busy server has refused nothing.
+    return ClusterRefused if status is not None and 400 <= status < 500 and status != _BUSY else ClusterError

@@ -1,0 +1,94 @@
+"""An API server that is busy, and one whose machine goes away in the middle of a watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from api_stand_in import ApiStandIn
+from confcom.cluster import client
+from confcom.cluster.nodes import NodeState, watch_nodes
+from confcom.cluster.objects import ClusterObjects, Ref
+from confcom.errors import ClusterError, ClusterRefused
+
+SETTINGS = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "n"}, "data": {"k": "v"}}
+REF = Ref.of(SETTINGS)
+
+
+class Busy(ApiStandIn):
+    """Answers `status` so many `times`, then does as it is asked: gives and takes `SETTINGS`."""
+
+    def __init__(self, times: int, status: int, after: str | None = "0") -> None:
+        super().__init__()
+        self.times = times
+        self.status = status
+        self.after = after
+        self.asked: list[bytes] = []
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        self.asked.append(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)))
+        busy = len(self.asked) <= self.times
+        found = {"kind": "Status", "code": self.status, "message": "too many requests"} if busy else SETTINGS
+        body = json.dumps(found).encode()
+        handler.send_response(self.status if busy else 200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        if busy and self.after is not None:
+            handler.send_header("Retry-After", self.after)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+async def apply(api: Busy, folder: Path) -> dict[str, object]:
+    async with ClusterObjects.open(api.kubeconfig(folder), None, "test") as cluster:
+        return await cluster.apply(SETTINGS)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path, status: int) -> None:
+    with Busy(client.ATTEMPTS - 1, status) as api:
+        assert asyncio.run(apply(api, tmp_path)) == SETTINGS
+        assert [json.loads(body) for body in api.asked] == [SETTINGS] * client.ATTEMPTS
+
+
+@pytest.mark.parametrize(("status", "after", "attempts"), [(429, "0", client.ATTEMPTS), (503, None, 1), (429, "x", 1)])
+def test_a_server_that_stays_busy_has_refused_nothing(
+    tmp_path: Path, status: int, after: str | None, attempts: int
+) -> None:
+    with Busy(100, status, after) as api, pytest.raises(ClusterError, match="too many requests") as caught:
+        asyncio.run(apply(api, tmp_path))
+    assert len(api.asked) == attempts
+    assert caught.value.status == status
+    assert not isinstance(caught.value, ClusterRefused)
+
+
+class GoesAway(ApiStandIn):
+    """Lists no node, and begins watches of which nothing ever comes."""
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        body = json.dumps({"kind": "NodeList", "metadata": {"resourceVersion": "8"}, "items": []}).encode()
+        if "watch=true" in handler.path:
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
+            with self.changed:
+                self.changed.wait_for(lambda: self.down)
+            return
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+def test_a_watch_of_a_server_that_went_away_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "VANISHED", 0.5)
+
+    async def follow(api: GoesAway) -> list[dict[str, NodeState]]:
+        return [dict(nodes) async for nodes in watch_nodes(api.kubeconfig(tmp_path))]
+
+    with GoesAway() as api, pytest.raises(ClusterError, match="cannot watch the nodes: ReadTimeout"):
+        asyncio.run(asyncio.wait_for(follow(api), 60))
