@@ -19,7 +19,8 @@ from confcom.devices.processes import (
     subtract,
 )
 from confcom.errors import FormatError
-from confcom.protocols.epc import CANONICAL, parse_claim, parse_node, parse_pod
+from confcom.protocols.dra_objects import DRIVER, claimed_epc
+from confcom.protocols.epc import CANONICAL, parse_node, parse_pod
 from confcom.protocols.prometheus_text import parse_samples
 
 _KNOWN = ((0, 0x2B, 7),)
@@ -76,6 +77,9 @@ def process_file_seeds() -> list[bytes]:
     ]
 
 
+_RESULT = {"driver": DRIVER, "request": "r", "pool": "n1", "device": "epc", "consumedCapacity": {"epc": "10Mi"}}
+
+
 def api_objects(data: bytes) -> None:
     """A pod, a node or a claim."""
     try:
@@ -83,7 +87,7 @@ def api_objects(data: bytes) -> None:
     except (ValueError, RecursionError) as error:
         raise FormatError(str(error), structure="JSON", field="") from None
     refusals = 0
-    for parse in (parse_pod, parse_node, parse_claim):
+    for parse in (parse_pod, parse_node, claimed_epc):
         try:
             parse(document)
         except FormatError:
@@ -112,7 +116,7 @@ def api_object_seeds() -> list[bytes]:
         {"metadata": {"name": "n1"}, "status": {"allocatable": {CANONICAL: "1k"}}},
         {
             "metadata": {"name": "c"},
-            "status": {"allocation": {"devices": {"results": [{"consumedCapacity": {"epc": "10Mi"}}]}}},
+            "status": {"allocation": {"devices": {"results": [_RESULT]}}},
         },
     ]
     return [json.dumps(document).encode() for document in documents]

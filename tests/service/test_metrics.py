@@ -25,6 +25,8 @@ from epc_host import UID, Node
 
 MIB = 1 << 20
 ONE, TWO = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+OTHER_UID = UID.replace("3", "4")
+SECOND = "GET /apis/resource.k8s.io/v1/namespaces/default/resourceclaims/second"
 
 pytestmark = pytest.mark.promise("M5")
 
@@ -295,6 +297,18 @@ async def test_enforcement_that_is_wanted_and_impossible_is_not_ready(node: Node
     assert "sgx_epc" in text
 
 
+def claim(name: str, amount: str) -> dict[str, Any]:
+    """A claim of that much EPC."""
+    result = {"driver": "sgx.confcom.dev", "request": "r", "pool": "n1", "device": "epc"}
+    results = [result | {"consumedCapacity": {"epc": amount}}]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": name, "namespace": "default"},
+        "status": {"allocation": {"devices": {"results": results}}},
+    }
+
+
 async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
     node: Node, api: EpcApi, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,15 +327,41 @@ async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
         await running.until(lambda found: found.get(of("mapped_bytes")) == 20 * MIB)
         await asyncio.sleep(0.5)
         assert api.events == {}
-        results = [{"driver": "d", "pool": "p", "device": "e", "consumedCapacity": {"epc": "10Mi"}}]
-        api.claims["default", "some-claim"] = {
-            "apiVersion": "resource.k8s.io/v1",
-            "kind": "ResourceClaim",
-            "metadata": {"name": "some-claim", "namespace": "default"},
-            "status": {"allocation": {"devices": {"results": results}}},
-        }
+        api.claims["default", "some-claim"] = claim("some-claim", "10Mi")
         found = await running.until(lambda found: found.get(of("requested_bytes")) == 10 * MIB)
         assert found[of("over_limit", kind="over-limit")] == 1
+        # What a finished pod claimed is not asked for.
+        assert not [one for one in api.requests if one.endswith("/deleted")]
+        # Another pod of this name has another claim of this name: it counts with its own amount.
+        api.claims["default", "some-claim"] = claim("some-claim", "30Mi")
+        api.remove("greedy")
+        api.put(pod | {"metadata": pod["metadata"] | {"uid": OTHER_UID}})
+        await running.until(lambda found: found.get(of("requested_bytes")) == 30 * MIB)
+
+
+async def test_the_limit_of_a_container_waits_for_all_its_claims(
+    node: Node, api: EpcApi, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.metrics.exporter.NODE_INTERVAL", 0.05)
+    group = node.root / f"sys/fs/cgroup/kubepods/pod{UID}/{ONE}"
+    group.mkdir(parents=True)
+    (node.root / "sys/fs/cgroup/misc.capacity").write_text("sgx_epc 176160768\n")
+    (group / "misc.current").write_text(f"sgx_epc {9 * MIB}\n")
+    (group / "misc.max").write_text("sgx_epc max\n")
+    pod = make_pod("greedy", uid=UID, container=ONE)
+    pod["spec"]["resourceClaims"] = [{"name": name, "resourceClaimName": name} for name in ("first", "second")]
+    pod["spec"]["containers"][0]["resources"] = {"claims": [{"name": "first"}, {"name": "second"}]}
+    api.claims["default", "first"] = claim("first", "10Mi")
+    api.put(pod)
+    async with exporter(node, api, folder) as running:
+        await running.until(lambda found: found.get(of("requested_bytes")) == 10 * MIB)
+        before = api.requests.count(SECOND)
+        async with asyncio.timeout(60):
+            while api.requests.count(SECOND) < before + 3:
+                await asyncio.sleep(0.05)
+        assert (group / "misc.max").read_text() == "sgx_epc max\n"
+        api.claims["default", "second"] = claim("second", "5Mi")
+        await running.until(lambda found: found.get(of("limit_bytes")) == 15 * MIB)
 
 
 def test_an_exporter_without_a_node_is_told() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -21,12 +22,12 @@ from confcom.cluster.client import KNOWN, SERVER_TIMEOUT, cluster_errors, list_a
 from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, ClusterObjects
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
+from confcom.protocols.dra_objects import claimed_epc
 from confcom.protocols.epc import (
     CANONICAL,
     EpcNode,
     EpcPod,
     NodeStatus,
-    parse_claim,
     parse_node,
     parse_pod,
     requested_epc,
@@ -148,7 +149,7 @@ LARGE_CHUNK = 500
 """Objects per answer, for the webhook's nodes and for `confcom top` and `why`."""
 
 MAX_CLAIMS = 1024
-"""Most claims of one node that are read."""
+"""Most claims of one node that are read, each once for every pod that uses it."""
 
 _PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
 
@@ -215,6 +216,7 @@ class NodePods(Pods[EpcPod]):
         super().__init__(parse_pod, kubeconfig=kubeconfig, manager="confcom-metrics", fields=own)
         self.node = EpcNode(node)
         self.claims: Mapping[tuple[str, str], int] = {}
+        self._sizes: Mapping[tuple[str, str, str], int] = {}
         self._resource = resource
 
     async def refresh(self) -> None:
@@ -228,16 +230,25 @@ class NodePods(Pods[EpcPod]):
             await self._read_claims(client)
 
     async def _read_claims(self, client: Any) -> None:  # noqa: ANN401 - lightkube's signatures know its own models only
-        wanted = [(pod.namespace, name) for pod in self.pods.values() for one in pod.containers for name in one.claims][
-            :MAX_CLAIMS
-        ]
-        found = {claim: size for claim in wanted if (size := self.claims.get(claim))}
-        for namespace, name in dict.fromkeys(claim for claim in wanted if claim not in found):
-            # A claim from a template goes when its pod has finished; the pod may stay for days.
+        # By pod too: what a pod uses stays, but another pod's claim of the same name may be another one.
+        wanted = dict.fromkeys(
+            (pod.uid, pod.namespace, name)
+            for pod in self.pods.values()
+            if not pod.finished  # it holds nothing
+            for one in pod.containers
+            for name in one.claims
+        )
+        found = {}
+        for use in islice(wanted, MAX_CLAIMS):
+            _, namespace, name = use
+            if size := self._sizes.get(use):
+                found[use] = size
+                continue
             with missing_ok(), cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
                 claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
-                found[namespace, name] = parse_claim(dict(claim))
-        self.claims = found
+                found[use] = claimed_epc(dict(claim))
+        self._sizes = found
+        self.claims = {(namespace, name): size for (_, namespace, name), size in found.items()}
 
 
 # The whole cluster, for `confcom top` and `confcom why`.

@@ -119,6 +119,12 @@ def allocated_devices(claim: Object) -> tuple[AllocatedDevice, ...]:
         ) from error
 
 
+def claimed_epc(claim: Object) -> int:
+    """Bytes of EPC that the claim was given; `FormatError` as for `allocated_devices`."""
+    # The device plugin gives none to admin access.
+    return sum(device.amounts.get(EPC_CAPACITY, 0) for device in allocated_devices(claim) if not device.admin)
+
+
 def _device(device: SharedDevice) -> dict[str, Any]:
     capacity: dict[str, Any] = {"value": _quantity(device.amount)}
     if device.amount >= 2 * device.step:  # the API wants room for one step above the least amount

@@ -124,8 +124,6 @@ class NodeStatus:
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 _UNITS = {**EPC_UNITS, HELPER_EPC: MIB}
-CAPACITY = "epc"
-"""What a DRA driver calls EPC among a device's capacities; in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,27 +235,6 @@ class _Node(msgspec.Struct):
     status: _NodeStatus | None = None
 
 
-class _Result(msgspec.Struct):
-    consumedCapacity: dict[str, str | int | float] | None = None  # noqa: N815
-
-
-class _Devices(msgspec.Struct):
-    results: list[_Result] | None = None
-
-
-class _Allocation(msgspec.Struct):
-    devices: _Devices | None = None
-
-
-class _ClaimStatus(msgspec.Struct):
-    allocation: _Allocation | None = None
-
-
-class _ResourceClaim(msgspec.Struct):
-    metadata: _Metadata
-    status: _ClaimStatus | None = None
-
-
 def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
     """A Pod object as the API serves it; `FormatError` says what is not as it should be."""
     form = _convert(document, _Pod, "Pod")
@@ -304,19 +281,6 @@ def parse_node(document: Any, resource: str = CANONICAL) -> EpcNode:  # noqa: AN
     sizes = {name: bytes_of(name, str(offered[name]), units) for name in units if name in offered}
     known = [size for size in sizes.values() if size is not None]
     return EpcNode(form.metadata.name, sum(known) if known else None, sizes.get(HELPER_EPC) or 0)
-
-
-def parse_claim(document: Any) -> int:  # noqa: ANN401 - JSON
-    """Bytes of EPC that a ResourceClaim (resource.k8s.io/v1) was given: 0 if it is for something else."""
-    form = _convert(document, _ResourceClaim, "ResourceClaim")
-    devices = form.status and form.status.allocation and form.status.allocation.devices
-    sizes = [
-        bytes_of(CAPACITY, str(amount), {CAPACITY: 1})
-        for result in (devices and devices.results) or ()
-        for name, amount in (result.consumedCapacity or {}).items()
-        if name.rpartition("/")[2] == CAPACITY  # with or without the driver's domain
-    ]
-    return sum(size or 0 for size in sizes)
 
 
 def _convert(document: Any, kind: type[_Form], name: str) -> _Form:  # noqa: ANN401 - JSON

@@ -12,6 +12,7 @@ from confcom.protocols.dra_objects import (
     AllocatedDevice,
     SharedDevice,
     allocated_devices,
+    claimed_epc,
     device_class,
     lost_sharing,
     resource_slice,
@@ -103,9 +104,26 @@ def test_allocations_are_read_whatever_the_spelling() -> None:
         assert allocated_devices(nothing) == ()
 
 
+def test_epc_of_a_claim_is_what_our_driver_gave() -> None:
+    def result(driver: str, capacity: dict[str, str], **more: bool) -> dict[str, Any]:
+        return {"driver": driver, "pool": "n", "device": "d", "request": "r", "consumedCapacity": capacity} | more
+
+    results = [
+        result(DRIVER, {"epc": "10Mi"}),
+        result(DRIVER, {f"{DRIVER}/epc": "1Mi"}),
+        result(DRIVER, {"holders": "1"}),
+        # A device of another driver may call its memory so too, and admin access brings no EPC.
+        result("gpu.example.com", {"epc": "4Gi"}),
+        result(DRIVER, {"epc": "2Mi"}, adminAccess=True),
+    ]
+    assert claimed_epc({"status": {"allocation": {"devices": {"results": results}}}}) == 11 * MIB
+    assert claimed_epc({"metadata": {"name": "c"}}) == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "[]",
         '{"status": 5}',
         '{"status": {"allocation": {"devices": {"results": [{"driver": "sgx.confcom.dev"}]}}}}',
         '{"status": {"allocation": {"devices": {"results": [5]}}}}',

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import FormatError
-from confcom.protocols.epc import CANONICAL, EpcContainer, EpcNode, parse_claim, parse_node, parse_pod, requested_epc
+from confcom.protocols.epc import CANONICAL, EpcContainer, EpcNode, parse_node, parse_pod, requested_epc
 
 MIB = 1 << 20
 
@@ -126,15 +126,3 @@ def test_nodes() -> None:
     assert parse_node({"metadata": {"name": "n1"}}) == EpcNode("n1", None)
     own = {"metadata": {"name": "n1"}, "status": {"allocatable": {"example.com/epc": "3"}}}
     assert parse_node(own, "example.com/epc") == EpcNode("n1", 3 * MIB)
-
-
-def test_amounts_of_claims() -> None:
-    def claim(*capacities: dict[str, str] | None) -> dict[str, Any]:
-        results = [{"driver": "d", "pool": "p", "device": "x", "consumedCapacity": one} for one in capacities]
-        return {"metadata": {"name": "c"}, "status": {"allocation": {"devices": {"results": results}}}}
-
-    assert parse_claim(claim({"epc": "10Mi"}, {"sgx.confcom.dev/epc": "1Mi"}, {"memory": "1Gi"}, None)) == 11 * MIB
-    assert parse_claim(claim()) == 0
-    assert parse_claim({"metadata": {"name": "c"}, "status": {}}) == 0
-    with pytest.raises(FormatError):
-        parse_claim({"metadata": {"name": "c"}, "status": 7})

@@ -134,7 +134,8 @@ class EpcMeter:
         failures: list[str] = []
         for row in use.containers:
             group = self._groups.get(row.id)
-            if self._misc is None or group is None or row.requested is None:
+            # A request that is known in part is no limit: the rest may be what the enclave needs.
+            if self._misc is None or group is None or row.requested is None or not row.judged:
                 continue
             try:
                 changed += self._misc.limit(group, row.requested)
