@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import debian
 from locked import provide
 from pytest_child import ROOT, run_pytest
 
@@ -20,14 +21,8 @@ PACKAGES = ["chromium", "chromium-driver", "fonts-dejavu-core"]
 
 def missing(*, lighthouse: bool = False) -> str:
     """Install what is missing; what still is, in a sentence."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        if os.geteuid() or not shutil.which("apt-get"):
-            return f"install a Chromium with its driver (Debian: apt-get install {' '.join(PACKAGES)})"
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-q"], check=False, stdout=subprocess.DEVNULL)
-        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
-        if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment).returncode:
-            return f"{' '.join(command)} failed"
+    if not (shutil.which("chromium") and shutil.which("chromedriver")) and (reason := debian.install(*PACKAGES)):
+        return reason
     provide("browser", "selenium")
     package = "lighthouse" if lighthouse else "axe-core"
     if not (FOLDER / "node_modules" / package / "package.json").is_file():

@@ -13,6 +13,7 @@ import sys
 
 import cluster
 import image
+import postgres
 import pytest
 from pytest_child import run_pytest
 from testcluster.home import Home, default_home
@@ -68,6 +69,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.thorough:
             os.environ["CONFCOM_E2E_THOROUGH"] = "1"
+            if own and (lacking := postgres.missing()):
+                print(f"e2e: the tests of services over PostgreSQL skip: {lacking}", flush=True)
         return run(home, words, again=options.again)
     except subprocess.CalledProcessError as error:
         print(f"e2e: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}", file=sys.stderr)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import debian
 from pytest_child import ROOT, run_pytest
 
 FOLDER = ROOT / "build" / "prometheus"
@@ -26,22 +26,9 @@ def prometheus(name: str) -> Path | None:
     return Path(found) if found else unpacked if unpacked.exists() else None
 
 
-def download() -> str:
-    """Unpack Debian's package, which needs no root; returns what prevents it, or an empty word."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        return "there is no apt-get here: put promtool and prometheus of Prometheus 2.42 or later into the PATH"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "prometheus"], cwd=FOLDER, check=False)
-    package = next(FOLDER.glob("prometheus_*.deb"), None)
-    if package is None:
-        return "apt-get has no package prometheus: run apt-get update"
-    subprocess.run(["dpkg-deb", "-x", str(package), str(FOLDER)], check=True)
-    return ""
-
-
 def main(arguments: list[str]) -> int:
-    if prometheus("promtool") is None and (problem := download()):
-        print(f"observe: {problem}", file=sys.stderr)
+    if prometheus("promtool") is None and (problem := debian.unpack("prometheus", FOLDER)):
+        print(f"observe: {problem}, or put promtool and prometheus into the PATH", file=sys.stderr)
         return 1
     environment = os.environ | {"CONFCOM_TEST_OBSERVE": "1"}
     return run_pytest(*TESTS, "--timeout", "900", *arguments, environment=environment)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import debian
 from pytest_child import run_pytest
 
 
@@ -18,13 +18,8 @@ def missing() -> str:
     """Install the server where it is missing; what still is, in a sentence."""
     if any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb"):
         return ""
-    if os.geteuid() or not shutil.which("apt-get"):
-        return "install a PostgreSQL server (Debian: apt-get install postgresql), or set CONFCOM_TEST_POSTGRES to a URL"
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-q"], check=False, stdout=subprocess.DEVNULL)
-    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "postgresql"]
-    failed = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment).returncode
-    return f"{' '.join(command)} failed" if failed else ""
+    reason = debian.install("postgresql")
+    return reason and f"{reason}, or set CONFCOM_TEST_POSTGRES to a URL"
 
 
 def main(arguments: list[str]) -> int:

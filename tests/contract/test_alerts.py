@@ -237,10 +237,15 @@ def test_promtool_reads_the_rules(promtool: Path) -> None:
     run(promtool, "check", "rules", str(RULES))
 
 
-def test_each_alert_fires_and_is_silent_when_it_should(promtool: Path, tmp_path: Path) -> None:
-    tests = [test for case in CASES for test in halves_of(case)]
+@pytest.mark.parametrize("alert", sorted(ALERTS))
+def test_each_alert_fires_and_is_silent_when_it_should(promtool: Path, alert: str, tmp_path: Path) -> None:
+    """Only the alert's own rule is evaluated: with all rules in every test, promtool takes fifty seconds of a core."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [ALERTS[alert]]}]}))
+    tests = [test for case in CASES if case.alert == alert for test in halves_of(case)]
+    assert tests, "no case tries this alert"
     file = tmp_path / "tests.yaml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
+    file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests}))
     run(promtool, "test", "rules", str(file))
 
 
