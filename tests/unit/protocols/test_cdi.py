@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 
-from confcom.protocols.kubelet import ContainerAllocateResponse, DeviceSpec, Mount
-from confcom.protocols.kubelet_dra import cdi_spec
+from confcom.protocols.kubelet import ContainerAllocateResponse, DeviceSpec, Mount, cdi_spec
 
 
 def test_what_a_device_brings_is_said_as_the_specification_wants_it() -> None:

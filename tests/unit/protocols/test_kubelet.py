@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from confcom.errors import FormatError
 from confcom.protocols import kubelet as k
-from confcom.protocols import kubelet_dra as dra
 
-METHODS = [found for module in (k, dra) for found in vars(module).values() if isinstance(found, k.Method)]
+METHODS = [found for found in vars(k).values() if isinstance(found, k.Method)]
 REQUESTS = sorted({method.request for method in METHODS}, key=lambda kind: kind.__name__)
 
 
@@ -61,3 +60,15 @@ def test_the_size_is_known_before_the_message_is_made(count: int, length: int, t
 
 def test_the_kubelets_limit() -> None:
     assert k.list_and_watch_size(262_144, 3, topology=False) == k.MAX_MESSAGE
+
+
+def test_health_as_the_kubelet_reads_it() -> None:
+    """Bytes by hand from the interface's field numbers."""
+    healthy = k.device_health("p", "d", "", known=5, timeout=7)
+    assert healthy.SerializeToString() == b"\x0a\x06\x0a\x01p\x12\x01d\x10\x01\x18\x05\x20\x07"
+    ill = k.device_health("p", "e", "x", known=5, timeout=7)
+    assert ill.SerializeToString() == b"\x0a\x06\x0a\x01p\x12\x01e\x10\x02\x18\x05\x20\x07\x2a\x01x"
+
+
+def test_a_long_reason_is_cut_as_the_interface_says() -> None:
+    assert len(k.device_health("p", "d", "x" * 5000, known=0, timeout=0).message) == 1024

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from confcom.devices.resources import CdiFolder, DraDevices
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, RemoteProtocolError
-from confcom.protocols import kubelet_dra as dra
+from confcom.protocols import kubelet
 from confcom.protocols.dra_objects import DRIVER, allocated_devices
-from confcom.protocols.kubelet import PluginInfo
 from confcom.services.device_plugin.grpc import Handlers
 from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
 from confcom.services.device_plugin.plugin_config import Observer, PluginEvent
@@ -66,16 +65,18 @@ class ClaimServer:
         """Why no claim can be made ready, as a clause; empty when the SGX driver is there."""
         return "; ".join(self._node.obstacles)
 
-    def info(self, path: str) -> PluginInfo:
+    def info(self, path: str) -> kubelet.PluginInfo:
         """What serves at our socket."""
-        return PluginInfo(type=dra.PLUGIN_TYPE, name=DRIVER, endpoint=path, supported_versions=[dra.SERVICE])
+        return kubelet.PluginInfo(
+            type=kubelet.DRA_PLUGIN_TYPE, name=DRIVER, endpoint=path, supported_versions=[kubelet.DRA_SERVICE]
+        )
 
     def handlers(self) -> Handlers:
         """The table of calls."""
         return {
-            dra.PREPARE: self._prepare_all,
-            dra.UNPREPARE: self._unprepare_all,
-            dra.WATCH_HEALTH: self._watch_health,
+            kubelet.PREPARE: self._prepare_all,
+            kubelet.UNPREPARE: self._unprepare_all,
+            kubelet.WATCH_HEALTH: self._watch_health,
         }
 
     def update(self, node: SgxNode) -> None:
@@ -84,12 +85,12 @@ class ClaimServer:
         if [not reason for reason in before.values()] != [not reason for reason in self._reasons().values()]:
             self.streams.awaken()
 
-    async def _prepare_all(self, request: dra.NodePrepareResourcesRequest) -> dra.NodePrepareResourcesResponse:
-        return dra.NodePrepareResourcesResponse(
+    async def _prepare_all(self, request: kubelet.NodePrepareResourcesRequest) -> kubelet.NodePrepareResourcesResponse:
+        return kubelet.NodePrepareResourcesResponse(
             claims={claim.uid: await self._prepare(claim) for claim in request.claims}
         )
 
-    async def _prepare(self, claim: dra.Claim) -> dra.NodePrepareResourceResponse:
+    async def _prepare(self, claim: kubelet.Claim) -> kubelet.NodePrepareResourceResponse:
         """A claim that cannot be had is an answer: the kubelet shows the reason in the pod's events, and asks again."""
         try:
             async with self._turns:
@@ -97,11 +98,11 @@ class ClaimServer:
         except ConfcomError as error:
             reason = f"{error.code}: {error.message}"
             self._report("claim.prepared", claim, warning=True, outcome="failed", reason=reason)
-            return dra.NodePrepareResourceResponse(error=reason)
+            return kubelet.NodePrepareResourceResponse(error=reason)
         self._report("claim.prepared", claim, outcome="prepared", devices=len(devices))
-        return dra.NodePrepareResourceResponse(devices=devices)
+        return kubelet.NodePrepareResourceResponse(devices=devices)
 
-    async def _make_ready(self, claim: dra.Claim) -> list[dra.Device]:
+    async def _make_ready(self, claim: kubelet.Claim) -> list[kubelet.PreparedDevice]:
         found = await self._claims.get(claim.namespace, claim.name)
         if found.get("metadata", {}).get("uid") != claim.uid:
             # Another claim may have got its name meanwhile, but never its UID.
@@ -111,11 +112,11 @@ class ClaimServer:
             raise RemoteProtocolError(f"{claim.namespace}/{claim.name} has none of this node's devices")
         brought = self._devices.grant(chosen, self._node, namespace=claim.namespace)
         names = {f"{claim.uid}-{number}": one for number, one in enumerate(brought)}
-        spec = dra.cdi_spec(CDI_KIND, names, {CLAIM_ANNOTATION: f"{claim.namespace}/{claim.name}"})
+        spec = kubelet.cdi_spec(CDI_KIND, names, {CLAIM_ANNOTATION: f"{claim.namespace}/{claim.name}"})
         await asyncio.to_thread(self._folder.write, claim.uid, spec)
         self._prepared.add(claim.uid)
         return [
-            dra.Device(
+            kubelet.PreparedDevice(
                 request_names=[device.request],
                 pool_name=device.pool,
                 device_name=device.device,
@@ -125,12 +126,14 @@ class ClaimServer:
             for device, name in zip(chosen, names, strict=True)
         ]
 
-    async def _unprepare_all(self, request: dra.NodeUnprepareResourcesRequest) -> dra.NodeUnprepareResourcesResponse:
-        return dra.NodeUnprepareResourcesResponse(
+    async def _unprepare_all(
+        self, request: kubelet.NodeUnprepareResourcesRequest
+    ) -> kubelet.NodeUnprepareResourcesResponse:
+        return kubelet.NodeUnprepareResourcesResponse(
             claims={claim.uid: await self._unprepare(claim) for claim in request.claims}
         )
 
-    async def _unprepare(self, claim: dra.Claim) -> dra.NodeUnprepareResourceResponse:
+    async def _unprepare(self, claim: kubelet.Claim) -> kubelet.NodeUnprepareResourceResponse:
         try:
             async with self._turns:
                 known = await asyncio.to_thread(self._folder.remove, claim.uid)
@@ -138,18 +141,18 @@ class ClaimServer:
         except ConfcomError as error:
             reason = f"{error.code}: {error.message}"
             self._report("claim.unprepared", claim, warning=True, outcome="failed", reason=reason)
-            return dra.NodeUnprepareResourceResponse(error=reason)
+            return kubelet.NodeUnprepareResourceResponse(error=reason)
         self._report("claim.unprepared", claim, outcome="unprepared" if known else "unknown")
-        return dra.NodeUnprepareResourceResponse()
+        return kubelet.NodeUnprepareResourceResponse()
 
-    def _watch_health(self, _: dra.NodeWatchResourcesRequest) -> AsyncIterator[dra.NodeWatchResourcesResponse]:
+    def _watch_health(self, _: kubelet.NodeWatchResourcesRequest) -> AsyncIterator[kubelet.NodeWatchResourcesResponse]:
         return self.streams.follow(self._health, again=HEALTH_AGAIN)
 
-    def _health(self) -> dra.NodeWatchResourcesResponse:
+    def _health(self) -> kubelet.NodeWatchResourcesResponse:
         now = int(time.time())
-        return dra.NodeWatchResourcesResponse(
+        return kubelet.NodeWatchResourcesResponse(
             devices=[
-                dra.device_health(self._pool, name, reason, known=now, timeout=HEALTH_COUNTS)
+                kubelet.device_health(self._pool, name, reason, known=now, timeout=HEALTH_COUNTS)
                 for name, reason in self._reasons().items()
             ]
         )
@@ -158,6 +161,6 @@ class ClaimServer:
         """Why each device is unhealthy; empty for one that is healthy."""
         return {name: self._devices.why_missing(name, self._node) for name in self._names}
 
-    def _report(self, name: str, claim: dra.Claim, *, warning: bool = False, **fields: object) -> None:
+    def _report(self, name: str, claim: kubelet.Claim, *, warning: bool = False, **fields: object) -> None:
         held = {"claim": f"{claim.namespace}/{claim.name}", "uid": claim.uid, "prepared": len(self._prepared)}
         self._observe(PluginEvent(name, DRIVER, held | fields, warning))
