@@ -63,7 +63,7 @@ def test_the_report_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("a.toml", "allow_degub = true\n", 3, "did you mean 'allow_debug'?"),
         ("a.toml", "min_isv_svn = 70000\n", 3, "min_isv_svn: Expected `int` <= 65535"),
         ("a.yml", "mr_signer: [xy]\n", 3, "mr_signer[0]: "),
-        ("a.json", '{"isv_prod_id": 1, "isv_prod_id": 2}', 3, "given twice"),
+        ("a.json", '{"isv_prod_id": 1, "isv_prod_id": 2}', 3, "stands twice"),
         ("a.json", "version= 1.0;", 3, "is not valid"),
         ("a.toml", f"isv_prod_id = 1\nmr_td = ['{'00' * 48}']\n", 3, "no evidence has both"),
         ("a.toml", f"#{'x' * 65536}", 2, "65536"),

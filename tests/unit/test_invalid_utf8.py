@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from confcom.appraisal.inspection.explain import inspect
-from confcom.cli.policy_trial import read_recorded
+from confcom.cli.policy import read_recorded
 from confcom.collateral.bundle import from_json
 from confcom.errors import ConfcomError
 from confcom.services.attestation.administration import _certificate_request

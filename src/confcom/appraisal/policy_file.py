@@ -43,7 +43,7 @@ from confcom.formats.arguments import checked_bytes, explain_settings
 from confcom.formats.quote import TeeType
 from confcom.formats.signed_json import prepare
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.text import without_bom
+from confcom.formats.text import members_once, without_bom
 
 MAX_POLICY = 64 * 1024
 """Bytes."""
@@ -229,17 +229,7 @@ def _read_yaml(data: bytes) -> object:
 
 
 def _read_json(data: bytes) -> object:
-    return json.loads(data, object_pairs_hook=_members)
-
-
-def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object. One with a key twice is refused: two readers would take another of the values."""
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {name[:40]!r} is given twice")
-        found[name] = value
-    return found
+    return json.loads(data, object_pairs_hook=members_once)
 
 
 def _read_toml(data: bytes) -> object:

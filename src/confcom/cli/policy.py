@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from confcom.cli.options import STREAM, json_option, output_options
-from confcom.cli.streams import print_json, printable, read_input, write_file
+from confcom.cli.streams import naming, print_json, printable, read_input, write_file
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.text import without_bom
 
 if TYPE_CHECKING:
     from confcom.appraisal.enclave_file import SignedEnclave
+    from confcom.tokens.policy_evaluation import Recorded
+    from confcom.tokens.policy_language import PolicyText
+
+MAX_RECORD = 64 << 20
+"""Bytes of a file with recorded evidence."""
 
 
 @click.group()
@@ -46,35 +53,6 @@ def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None
         write_file(output, policy_text(signed).encode(), "policy")
 
 
-@policy.command("try")
-@click.argument("draft", type=STREAM, metavar="POLICY")
-@click.argument("recorded", type=STREAM, metavar="EVIDENCE…", nargs=-1, required=True)
-@click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
-@output_options
-def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
-    """Show what a policy would decide, rule by rule, before it is activated.
-
-    POLICY is text in Azure's policy language, or its JWS. EVIDENCE is a quote, a report or evidence of Open Enclave, or
-    the lines of `confcom attestation audit`. Evidence is decided by --current too, a line of the audit record has its
-    own verdict. Nothing of evidence is verified here: a policy sees evidence that is authentic.
-    """
-    from confcom.cli.policy_trial import read_recorded, show_trial
-    from confcom.errors import ExitCode
-    from confcom.tokens.azure import policy_hash
-    from confcom.tokens.policy_evaluation import dry_run
-    from confcom.tokens.policy_language import parse_policy
-
-    rules = parse_policy(read_policy_text(draft))
-    before = None if current is None else parse_policy(read_policy_text(current))
-    cases = [case for path in recorded for case in read_recorded(path, before)]
-    found = {"policy_hash": policy_hash(rules.text)} | dry_run(rules, cases)
-    if as_json:
-        print_json(found)
-    else:
-        show_trial(found)
-    return ExitCode.OK
-
-
 def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
     from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
     from confcom.appraisal.image_file import is_archive, read_image_enclave
@@ -92,6 +70,88 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
     if inside is not None:
         raise ConfigError(f"--file names a file in an image, and {enclave} is none", advice="Leave it out.")
     return read_signed_enclave(data, name=f"the enclave file {'on standard input' if str(enclave) == '-' else enclave}")
+
+
+@policy.command("try")
+@click.argument("draft", type=STREAM, metavar="POLICY")
+@click.argument("recorded", type=STREAM, metavar="EVIDENCE…", nargs=-1, required=True)
+@click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
+@output_options
+def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
+    """Show what a policy would decide, rule by rule, before it is activated.
+
+    POLICY is text in Azure's policy language, or its JWS. EVIDENCE is a quote, a report or evidence of Open Enclave, or
+    the lines of `confcom attestation audit`. Evidence is decided by --current too, a line of the audit record has its
+    own verdict. Nothing of evidence is verified here: a policy sees evidence that is authentic.
+    """
+    from confcom.errors import ExitCode
+    from confcom.tokens.azure import policy_hash
+    from confcom.tokens.policy_evaluation import dry_run
+    from confcom.tokens.policy_language import parse_policy
+
+    rules = parse_policy(read_policy_text(draft))
+    before = None if current is None else parse_policy(read_policy_text(current))
+    cases = [case for path in recorded for case in read_recorded(path, before)]
+    found = {"policy_hash": policy_hash(rules.text)} | dry_run(rules, cases)
+    if as_json:
+        print_json(found)
+    else:
+        _show_trial(found)
+    return ExitCode.OK
+
+
+class _Line(msgspec.Struct):
+    """A record of an appraisal, as `confcom attestation audit` prints it."""
+
+    id: int
+    at: str
+    evidence_hash: str
+    verdict: str
+    claims: str
+
+
+_LINE = msgspec.json.Decoder(_Line)
+
+
+def read_recorded(path: Path, current: PolicyText | None) -> Iterator[Recorded]:
+    """What the file holds: one piece of evidence, or records of which those count that a policy decided."""
+    from confcom.appraisal.result import read_evidence
+    from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, quote_claims, type_of
+    from confcom.tokens.policy_evaluation import Recorded, claims_of, evaluate_policy, service_claims
+    from confcom.tokens.policy_language import parse_policy
+
+    data = read_input(path, MAX_RECORD, "evidence")
+    if not data.lstrip().startswith(b"{"):
+        with naming(str(path)):
+            evidence = read_evidence(data)
+        rules = current or parse_policy(DEFAULT_POLICIES[type_of(evidence)])
+        claims = service_claims(policy_claims(quote_claims(evidence.quote)))
+        before = "accepted" if evaluate_policy(rules, claims).permitted else "denied"
+        yield Recorded({"evidence": str(path)}, before, claims)
+        return
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            entry = _LINE.decode(line) if line.strip() else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            message = f"is no record of an appraisal: {error}"
+            raise FormatError(message, structure=path.name, field=f"line {number}") from None
+        if entry is not None and entry.claims:
+            label = {"id": entry.id, "at": entry.at, "evidence_hash": entry.evidence_hash}
+            yield Recorded(label, entry.verdict, claims_of(entry.claims))
+
+
+def _show_trial(found: dict[str, Any]) -> None:
+    """Each outcome in a line, and below it what every rule saw where the trace is known."""
+    for outcome in found["outcomes"]:
+        name = outcome.get("evidence") or f"{outcome['id']} of {outcome['at']}"
+        verdicts = " → ".join(dict.fromkeys((outcome["before"], outcome["after"])))
+        click.echo(printable(f"{name}: {verdicts}{outcome['reason'] and ': ' + outcome['reason']}"))
+        for rule in outcome.get("trace", ()):
+            state = "applied" if rule["applied"] else rule.get("fault") or "did not apply"
+            matched = ", ".join(str(count) for count in rule["matched"]) or "always"
+            click.echo(printable(f"  line {rule['line']}: {' '.join(rule['rule'].split())}"))
+            click.echo(printable(f"    claims matched: {matched}; {state}"))
+    click.echo(f"{found['judged']} judged, {found['changed']} decided otherwise than before")
 
 
 @policy.command()

@@ -85,7 +85,7 @@ def test_the_three_forms_of_a_policy_file_say_the_same(name: str, text: str) -> 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("policy.json", '{"allow_debug": false, "allow_debug": true}', "the key 'allow_debug' is given twice"),
+        ("policy.json", '{"allow_debug": false, "allow_debug": true}', "'allow_debug' stands twice in one object"),
         ("policy.yaml", "allow_debug: false\nallow_debug: true\n", "the key 'allow_debug' stands here twice"),
         ("policy.yaml", "---\nallow_debug: false\n---\nallow_debug: true\n", "has 2 documents, not one"),
         ("policy.yaml", "min_isv_svn: 0x" + "f" * 60_000, "a number of 60002 signs"),
