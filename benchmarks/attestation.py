@@ -35,7 +35,7 @@ from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import Quote
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord

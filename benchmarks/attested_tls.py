@@ -31,7 +31,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls import ClientContext, Issuer, ServerContext
 from confcom.pki.memory import Memory
 from confcom.pki.serving_pair import Authority, ServingPair
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 

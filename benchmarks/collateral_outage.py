@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from benchmarks.measure import Row, number, percentile, show, spread  # noqa: E402
 from confcom.errors import PlatformError  # noqa: E402
 from confcom.platforms.aesm_client import AesmPlatform  # noqa: E402
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource  # noqa: E402
 from confcom.platforms.intel.platform import IntelWorkerPlatform  # noqa: E402
+from confcom.platforms.quoting import EnclaveQuoteSource  # noqa: E402
 from confcom.services.quote_helper import pck_endpoint  # noqa: E402
 from confcom.simulator.declaration import EnclaveDeclaration  # noqa: E402
 from confcom.simulator.world import SimulatedWorld  # noqa: E402

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from confcom.formats.text import encode_base64url
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld

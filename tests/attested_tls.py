@@ -16,7 +16,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls import ClientContext, Issuer, NotAttested, ServerContext
 from confcom.atls import server as server_module
 from confcom.atls.issuer import utc_now
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from confcom.formats.text import decode_base64, encode_base64url
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream

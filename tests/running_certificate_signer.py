@@ -16,8 +16,8 @@ import httpx2
 from prometheus_client import CollectorRegistry
 
 from certificate_requests_api import CONFIG_MAP, SECRET, CertificateRequestsApi
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.pod_certificate import PodCertificate, request_certificate
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig, serve
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_helper import running_helper

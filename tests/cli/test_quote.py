@@ -16,7 +16,7 @@ import pytest
 
 from confcom.errors import ExitCode
 from confcom.formats.quote import Quote
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import create_machine_file, declare_enclave, open_machine, open_platform
 
 DATA = "c0ffee"

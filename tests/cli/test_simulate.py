@@ -16,7 +16,7 @@ from confcom.collateral.bundle import load_bundle
 from confcom.errors import ExitCode, PolicyError, RevokedError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import load_declaration, open_machine, open_platform
 
 AT = "2026-03-01T12:00:00Z"

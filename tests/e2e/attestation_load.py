@@ -16,7 +16,7 @@ from pathlib import Path
 
 from confcom.errors import ConfcomError
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import declare_enclave, open_machine
 
 CLIENTS = 4

@@ -139,7 +139,7 @@ FORKS = """
 import base64, os
 from pathlib import Path
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import declare_enclave, open_machine
 
 enclave = open_machine(Path("/dev/sgx_enclave")).launch(declare_enclave("forks", "us"))

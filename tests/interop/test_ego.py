@@ -29,7 +29,7 @@ from confcom.atls import NotAttested, attested_peer
 from confcom.collateral.bundle import save_bundle
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation import attestation_service
 from running_attestation_service import running_attestation
 from running_helper import running_helper

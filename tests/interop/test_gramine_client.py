@@ -29,7 +29,7 @@ from confcom.atls import serve_secret
 from confcom.atls.issuer import utc_now
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from running_helper import running_helper
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]

@@ -24,7 +24,7 @@ from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeRepor
 from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import decode_base64, encode_base64url, members_once
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.lockstep import Outcome

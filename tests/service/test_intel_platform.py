@@ -24,8 +24,8 @@ from confcom import errors
 from confcom.appraisal.quote import verify_quote
 from confcom.formats.quote import Quote
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld

@@ -22,10 +22,10 @@ from structlog.testing import capture_logs
 from confcom.appraisal.quote import verify_quote
 from confcom.errors import PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
 from confcom.platforms.intel.process import worker_command
 from confcom.platforms.interface import Platform, QuoteResult
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration, measure

@@ -23,8 +23,8 @@ from msgspec import structs
 
 from confcom.errors import NativeError, PlatformError
 from confcom.formats.qcnl import QcnlFile
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_service import ServedRequest
 from confcom.services.quote_helper import pck_endpoint

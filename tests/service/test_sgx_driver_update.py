@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from confcom.appraisal.quote import verify_quote
 from confcom.errors import PlatformError, PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.platforms.sgx_host import device_obstacles
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration

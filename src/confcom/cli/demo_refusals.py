@@ -23,7 +23,7 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import ReportBody
 from confcom.pki.roots import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import declare_enclave, open_machine
 
 PRODUCT, MIN_SVN = 1, 2

@@ -14,8 +14,7 @@ from msgspec import structs
 
 from confcom.errors import ConfigError, PlatformError, PlatformUnavailable
 from confcom.formats.quote import MAX_QUOTE, Quote
-from confcom.platforms.enclave_quotes import check_sizes
-from confcom.platforms.interface import QuoteResult
+from confcom.platforms.interface import QuoteResult, check_sizes
 
 FOLDER = "dev/attestation"
 MAX_TYPE = 64

@@ -6,11 +6,15 @@ import hmac
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from confcom.errors import BindingError, ReportRejected
+from confcom.errors import BindingError, FormatError, ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
 
+REPORT_DATA_SIZE = 64
+"""Bytes."""
+NONCE_SIZE = 16
+"""Bytes of the nonce that a QE report answers."""
 SIGNATURE_LENGTH_OFFSET = 432
 """Offset of the length of a version 3 quote's signature data: uint32, little-endian; the data follows."""
 
@@ -40,6 +44,15 @@ def without_padding(quote: bytes) -> bytes:
     cursor = Cursor(quote, "Quote", SIGNATURE_LENGTH_OFFSET)
     cursor.take(cursor.u32("signature_data_len"), "signature_data")
     return quote[: cursor.offset]
+
+
+def check_sizes(report_data: bytes, nonce: bytes | None) -> None:
+    """Refuse report data that is not 64 bytes and a nonce that is not 16, with a `FormatError`."""
+    if len(report_data) != REPORT_DATA_SIZE:
+        found = f"is {REPORT_DATA_SIZE} bytes, found {len(report_data)}"
+        raise FormatError(found, structure="Report", field="report_data")
+    if nonce is not None and len(nonce) != NONCE_SIZE:
+        raise FormatError(f"is {NONCE_SIZE} bytes, found {len(nonce)}", structure="QeReportInfo", field="nonce")
 
 
 class Platform(Protocol):

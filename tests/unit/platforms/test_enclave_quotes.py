@@ -11,8 +11,8 @@ from confcom.errors import BindingError, FormatError, KeyNotInitialized, Platfor
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.interface import QuoteResult
+from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.enclaves import QE3
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.processor import report_scheme

@@ -11,8 +11,8 @@ import pytest
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PlatformUnavailable
 from confcom.formats.quote import Quote
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.gramine import MAX_TYPE, GramineQuoteSource, attestation_type
+from confcom.platforms.quoting import EnclaveQuoteSource
 
 DATA = bytes(range(64))
 

@@ -17,9 +17,8 @@ from confcom.errors import KeyNotInitialized, NativeError, PlatformUnavailable, 
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.dcap import IntelDcapPlatform
-from confcom.platforms.quoting import choose_mode, open_quote_source
+from confcom.platforms.quoting import EnclaveQuoteSource, choose_mode, open_quote_source
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
 from software_qe import COMPILER, Stub, build_libraries, software_qe
