@@ -36,8 +36,7 @@ from confcom.formats.quote import Quote
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.quoting import EnclaveQuoteSource
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
-from confcom.services.attestation.attestation_service import serve
+from confcom.services.attestation.attestation_service import AttestationServiceConfig, serve
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.services.attestation.signing_keys import KeyFolder
 from confcom.services.runtime.http_server import Listener, serve_http

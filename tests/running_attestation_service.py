@@ -17,8 +17,7 @@ from typing import Any
 
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.platforms.quoting import EnclaveQuoteSource
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
-from confcom.services.attestation.attestation_service import serve
+from confcom.services.attestation.attestation_service import AttestationServiceConfig, serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld

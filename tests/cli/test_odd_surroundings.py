@@ -16,7 +16,7 @@ import pytest
 
 from confcom.cli.root import run
 from confcom.errors import ExitCode
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.runtime.process import render
 
 CONFCOM = [sys.executable, "-m", "confcom"]

@@ -17,7 +17,7 @@ from confcom.cli.root import run
 from confcom.errors import ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.platforms.quoting import EnclaveQuoteSource
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld

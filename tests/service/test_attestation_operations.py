@@ -25,9 +25,8 @@ from confcom.errors import ConfigError
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
-from confcom.services.attestation.attestation_service import CollateralState
+from confcom.services.attestation.attestation_service import AttestationServiceConfig, CollateralState
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.world import SimulatedWorld
 from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world

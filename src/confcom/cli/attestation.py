@@ -15,7 +15,7 @@ from confcom.cli.streams import trust_roots
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from confcom.services.attestation.attestation_config import AttestationServiceConfig
+    from confcom.services.attestation.attestation_service import AttestationServiceConfig
 
 
 @click.group()
@@ -25,7 +25,7 @@ def attestation() -> None:
 
 @daemon(
     "attestation-service",
-    "confcom.services.attestation.attestation_config:AttestationServiceConfig",
+    "confcom.services.attestation.attestation_service:AttestationServiceConfig",
     extras="services,cli",
     name="serve",
 )

@@ -11,7 +11,7 @@ from confcom.manifests import attestation
 from confcom.manifests.addon import remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import AttestationServiceConfig
 
 
 def rendered(**settings: Any) -> dict[tuple[str, str], Object]:

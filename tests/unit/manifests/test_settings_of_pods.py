@@ -16,7 +16,7 @@ from confcom.manifests.objects import METRICS, METRICS_API, NAMESPACE, QUOTE_HEL
 from confcom.manifests.tls_service import LEAVE_AFTER
 from confcom.protocols import admission, epc
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig

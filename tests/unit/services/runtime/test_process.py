@@ -19,7 +19,7 @@ import structlog
 
 from confcom import input_file
 from confcom.errors import ClusterError, ConfcomError, ConfigError
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
