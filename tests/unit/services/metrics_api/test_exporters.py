@@ -12,8 +12,7 @@ from structlog.testing import capture_logs
 from confcom.pki.serving_pair import Authority
 from confcom.protocols.custom_metrics import ScaledPod
 from confcom.services.metrics_api.figures import Figures
-from confcom.services.metrics_api.metrics_api import Exporters, MetricsApiConfig
-from confcom.services.metrics_api.metrics_api_http import MetricsApiMetrics
+from confcom.services.metrics_api.metrics_api import Exporters, MetricsApiConfig, MetricsApiMetrics
 
 
 def exporter_on(node: str) -> ScaledPod:
