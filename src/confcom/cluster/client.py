@@ -33,6 +33,8 @@ from confcom.input_file import read_bounded
 
 WATCH_AGAIN = 1.0
 """Seconds between the beginnings of two watches of a client: a server, or a proxy, may end each one at once."""
+CLIENT_LIFETIME = 300.0
+"""Seconds until credentials are read again: a service account's token is replaced every hour."""
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""
 VANISHED = SERVER_TIMEOUT + 30.0

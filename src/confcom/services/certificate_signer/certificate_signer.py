@@ -24,7 +24,6 @@ from prometheus_client import CollectorRegistry
 
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.cluster.certificate_requests import MAX_PENDING, CertificateRequests, PendingRequests
-from confcom.cluster.served import PublishedCa
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ClusterError, ClusterRefused, CollateralError, ConfcomError, ConfigError, FormatError
 from confcom.pki.roots import TrustRoots, simulated_world
@@ -46,6 +45,7 @@ from confcom.services.runtime.certificates import (
     CONFLICT,
     CertificateKeeper,
     CertificateMetrics,
+    PublishedCa,
     RotationPolicy,
 )
 from confcom.services.runtime.process import WorkerThreads, repeat, run_until

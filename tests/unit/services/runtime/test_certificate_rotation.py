@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from confcom.cluster.served import SecretState
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.runtime.certificates import (
@@ -19,6 +18,7 @@ from confcom.services.runtime.certificates import (
     CertificateMetrics,
     Holding,
     RotationPolicy,
+    SecretState,
     TlsSettings,
     next_holding,
 )
