@@ -1,7 +1,7 @@
 """Nodes and their pods in the Kubernetes API: the node of a daemon, all of them as they change, EPC of a whole cluster.
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
-client is made. Only `nodes/status` of the one node is ever written.
+client is made. Only `nodes/status` and ResourceSlices of the one node are ever written: the API refuses other nodes'.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
 from confcom.cluster.client import KNOWN, SERVER_TIMEOUT, cluster_errors, list_and_watch, missing_ok, open_client
-from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, ClusterObjects
+from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, RESOURCE_SLICE_KIND, ClusterObjects
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.dra_objects import claimed_epc
@@ -38,19 +38,40 @@ FIELD_MANAGER = "confcom-device-plugin"
 _ADVICE = "The plugin's service account needs list and watch on nodes, patch on nodes/status, and its own node's name."
 
 
-class KubeNode:
-    """One node; `kubeconfig` None means in-cluster credentials, else $KUBECONFIG or the user's file."""
+class _WatchedNode:
+    """One node, with a client for each watch; `kubeconfig` as for `open_client`."""
 
     def __init__(self, name: str, *, kubeconfig: str | None = None) -> None:
         self.name = name
         self._kubeconfig = kubeconfig
         self._client: AsyncClient | None = None
 
-    async def watch(self) -> AsyncGenerator[NodeStatus, None]:
-        """The present state, then each new one, until the watch or the node ends."""
+    async def close(self) -> None:
+        """End the connections."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+    async def _begin(self) -> AsyncClient:
+        """The client of a new watch."""
         await self.close()
         self._client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
-        seen: Any = self._client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
+        return self._client
+
+    def _open(self) -> AsyncClient:
+        if self._client is None:
+            # Between two watches. The next one yields the state, from which the caller writes again.
+            raise ClusterError(f"no connection for node {self.name} now")
+        return self._client
+
+
+class KubeNode(_WatchedNode):
+    """The node's object."""
+
+    async def watch(self) -> AsyncGenerator[NodeStatus, None]:
+        """The present state, then each new one, until the watch or the node ends."""
+        client = await self._begin()
+        seen: Any = client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
         try:
             with cluster_errors(f"cannot watch node {self.name}", advice=_ADVICE):
                 async with aclosing(seen):
@@ -63,17 +84,9 @@ class KubeNode:
 
     async def patch(self, patch: Mapping[str, object]) -> None:
         """A merge patch of the status subresource, while `watch` runs."""
-        if self._client is None:
-            # Between two watches. The next one yields the state, from which the caller patches again.
-            raise ClusterError(f"no connection for node {self.name} now")
+        client = self._open()
         with cluster_errors(f"cannot write the status of node {self.name}", advice=_ADVICE):
-            await self._client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
-
-    async def close(self) -> None:
-        """End the connections."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.close()
+            await client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
 
 
 def _status(node: Node) -> NodeStatus:
@@ -85,6 +98,76 @@ def _status(node: Node) -> NodeStatus:
         annotations=dict((metadata and metadata.annotations) or {}),
         boot_id=(status and status.nodeInfo and status.nodeInfo.bootID) or "",
     )
+
+
+_SLICES_ADVICE = (
+    "This needs Kubernetes 1.36 or later. The plugin's service account needs get on nodes and resourceclaims, and "
+    "list, watch, create, update and delete on resourceslices."
+)
+_SLICE = RESOURCE_SLICE_KIND.resource
+
+
+class KubeResourceSlices(_WatchedNode):
+    """One node's slices of one driver."""
+
+    def __init__(self, node: str, driver: str, *, kubeconfig: str | None = None) -> None:
+        super().__init__(node, kubeconfig=kubeconfig)
+        self._fields = {"spec.nodeName": node, "spec.driver": driver}
+
+    async def watch(self) -> AsyncGenerator[Mapping[str, Mapping[str, Any]], None]:
+        """All slices by name, as JSON: at once, and again after each change."""
+        client = await self._begin()
+        try:
+            with cluster_errors(f"cannot watch the resource slices of node {self.name}", advice=_SLICES_ADVICE):
+                present: dict[str, Mapping[str, Any]] = {}
+                known = False
+                async with aclosing(list_and_watch(client, _SLICE, fields=dict(self._fields))) as changes:
+                    async for kind, found in changes:
+                        known = known or kind == KNOWN
+                        if kind != KNOWN:
+                            name = found["metadata"]["name"]
+                            present = {other: one for other, one in present.items() if other != name}
+                            if kind != "DELETED":
+                                present[name] = dict(found)
+                        if known:
+                            yield present
+        finally:
+            await self.close()
+
+    async def owner(self) -> str:
+        """The UID of the Node object."""
+        with cluster_errors(f"cannot read node {self.name}", advice=_SLICES_ADVICE):
+            node = await self._open().get(Node, self.name)
+        return (node.metadata and node.metadata.uid) or ""
+
+    async def write(self, wanted: Mapping[str, Any], present: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Create a slice, or replace `present`; returns the written object."""
+        metadata = dict(wanted["metadata"])
+        if present is not None:
+            metadata["resourceVersion"] = present["metadata"]["resourceVersion"]
+        draft: Any = _SLICE.from_dict({**wanted, "metadata": metadata})
+        with cluster_errors(f"cannot write the resource slice {metadata['name']}", advice=_SLICES_ADVICE):
+            client = self._open()
+            written = await (client.create(draft) if present is None else client.replace(draft))
+        return dict(written)
+
+    async def delete(self, name: str) -> None:
+        """Delete a slice; it need not exist."""
+        with missing_ok(), cluster_errors(f"cannot delete the resource slice {name}", advice=_SLICES_ADVICE):
+            await self._open().delete(_SLICE, name)
+
+
+class KubeResourceClaims:
+    """Reads claims one at a time, each with a new client: reads are rare and tokens short-lived."""
+
+    def __init__(self, *, kubeconfig: str | None = None) -> None:
+        self._kubeconfig = kubeconfig
+
+    async def get(self, namespace: str, name: str) -> Mapping[str, Any]:
+        """A claim as JSON."""
+        async with open_client(self._kubeconfig, field_manager=FIELD_MANAGER) as client:
+            with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_SLICES_ADVICE):
+                return dict(await client.get(CLAIM_KIND.resource, name, namespace=namespace))
 
 
 CORDON = "node.kubernetes.io/unschedulable"

@@ -21,7 +21,7 @@ from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
 from confcom.services.device_plugin.plugin_config import Observer, PluginEvent
 
 if TYPE_CHECKING:
-    from confcom.cluster.resource_slices import KubeResourceClaims
+    from confcom.cluster.nodes import KubeResourceClaims
 
 CDI_KIND = f"{DRIVER}/claim"
 CDI_PREFIX = f"{DRIVER}-claim"

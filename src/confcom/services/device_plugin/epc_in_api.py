@@ -39,8 +39,7 @@ from confcom.services.device_plugin.plugin_config import DevicePluginConfig, Obs
 from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
-    from confcom.cluster.nodes import KubeNode
-    from confcom.cluster.resource_slices import KubeResourceSlices
+    from confcom.cluster.nodes import KubeNode, KubeResourceSlices
 
 State = TypeVar("State")
 Offer = TypeVar("Offer")

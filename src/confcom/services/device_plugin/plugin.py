@@ -257,8 +257,7 @@ class DevicePlugin:
                 advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
             )
         # Here, because a plugin that publishes devices needs no client of the Kubernetes API.
-        from confcom.cluster.nodes import KubeNode
-        from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices
+        from confcom.cluster.nodes import KubeNode, KubeResourceClaims, KubeResourceSlices
 
         publisher = KubeNode(config.node_name, kubeconfig=config.kubeconfig)
         status = EpcInNodeStatus(self._units, node, publisher, config, observe, withdrawn=dra)
