@@ -27,9 +27,8 @@ from confcom.collateral.documents import keys_for
 from confcom.collateral.store.registrations import Registration, put_registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.enclaves import QuotingEnclave
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 
 PLATFORMS = 10_000
 QUEUED = 100_000

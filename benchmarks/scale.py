@@ -62,9 +62,8 @@ from confcom.services.collateral.refresh import needs_in
 from confcom.services.device_plugin.epc_in_api import CHECKPOINT, remembered
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.webhook_http import review
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.enclaves import QuotingEnclave
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 
 Prepare: TypeAlias = Callable[[int], Callable[[], object]]
 Json: TypeAlias = dict[str, Any]

@@ -14,9 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 from confcom.errors import CollateralNotFound
 from confcom.protocols.pcs import HttpResponse, PckCertRequest
 from confcom.protocols.pcs_service import ServedRequest, parse_request, pck_certificate_response
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.enclaves import QuotingEnclave
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from pcs_server import send
 from software_qe import Stub
 

@@ -18,9 +18,8 @@ from typing import Any
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_service import AttestationServiceConfig, serve
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from running_collateral_service import Clock, running_service
 from running_in_thread import RunningInThread
 

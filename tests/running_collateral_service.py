@@ -22,8 +22,7 @@ from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, serve
-from confcom.simulator.collateral_upstream import SimulatedUpstream
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from running_in_thread import RunningInThread
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)

@@ -98,7 +98,7 @@ def make_evidence(world_name: str, enclave: object, report_data: bytes, now: dat
     if world_name not in ("accepted", *REFUSED):
         raise ConfigError(f"there is no world {world_name!r}", advice=f"Name accepted, {', '.join(REFUSED)}.")
     declared = load_declaration(Path(enclave) if isinstance(enclave, str) else enclave)
-    world = simulated_world(_SEED, now)
+    world = simulated_world(_SEED, now=now)
     target = world.platform.init_quote().target_info
     if world_name in _ENCLAVES:
         declared = _ENCLAVES[world_name](declared)

@@ -20,11 +20,10 @@ from confcom.platforms.intel.dcap import library_folder
 from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.platforms.interface import LocalEnclave, Platform
 from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import MachineFile, SimulatedMachine
 from confcom.simulator.processor import HARDWARE
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 
 if TYPE_CHECKING:
     from confcom.platforms.quoting import ModeDecision, QuoteSource
@@ -120,9 +119,14 @@ PLATFORMS: dict[str, Callable[[Path | None, Path, Path | None], Platform]] = {
 # The simulated world, for the demonstration, examples and the command line.
 
 
-def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> SimulatedWorld:
-    """A world in this process alone."""
-    return SimulatedWorld.from_seed(seed, now=now, machines=machines)
+simulated_world = SimulatedWorld.from_seed
+"""A world in this process alone."""
+simulated_upstream = SimulatedUpstream.load
+"""The authority behind a machine file, as the upstream of a collateral service; its `trust_roots` are its own."""
+declare_enclave = EnclaveDeclaration.from_names
+"""An enclave known by names; the same names have the same measurements everywhere."""
+read_machine_file = MachineFile.read
+"""A machine file; `ConfigError` if it cannot be read, `FormatError` if it is malformed."""
 
 
 def create_machine_file(path: Path, seed: bytes, now: datetime) -> None:
@@ -153,21 +157,9 @@ def describe_machine(data: bytes) -> str:
     return f"created {found.created:%Y-%m-%d}; {reports}"
 
 
-def read_machine_file(path: Path) -> bytes:
-    """The content of a machine file; `ConfigError` if it cannot be read, `FormatError` if it is malformed."""
-    return bytes(MachineFile.read(path))
-
-
 def open_machine(path: Path) -> SimulatedMachine:
     """The machine of a machine file."""
     return MachineFile.read(path).machine()
-
-
-def declare_enclave(
-    enclave: str, signer: str = "", *, isv_prod_id: int = 1, isv_svn: int = 1, debug: bool = False
-) -> EnclaveDeclaration:
-    """An enclave known by names; the same names have the same measurements everywhere."""
-    return EnclaveDeclaration.from_names(enclave, signer, isv_prod_id=isv_prod_id, isv_svn=isv_svn, debug=debug)
 
 
 def load_declaration(enclave: object) -> EnclaveDeclaration:
@@ -294,11 +286,6 @@ def export_simulated_collateral(
     if revoke_pck:
         world.authority.revoke_pck(world.machine)
     world.export_collateral(folder)
-
-
-def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
-    """The authority behind a machine file, as the upstream of a collateral service; its `trust_roots` are its own."""
-    return SimulatedUpstream.load(path, clock)
 
 
 # The quote helper's self-test.

@@ -29,10 +29,9 @@ from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.lockstep import Outcome
 from confcom.services.attestation.signing_keys import KeyFolder, SigningKeys
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.enclaves import td_report
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import SentPolicy
 from running_attestation_service import NOW, make_world

@@ -73,7 +73,7 @@ def stage(tmp_path: Path, postgres: PostgresServer) -> Iterator[Stage]:
     export_simulated_collateral(machine, tmp_path / "collateral", now)
     with (
         postgres.database() as database,
-        running_attestation(tmp_path, simulated_world(SEED, now), now=now) as attestation,
+        running_attestation(tmp_path, simulated_world(SEED, now=now), now=now) as attestation,
         jwt_login_server(tmp_path, attestation.url, attestation.clock) as secrets,
     ):
         postgres.execute("CREATE TABLE stock (name text PRIMARY KEY, number int)", database)

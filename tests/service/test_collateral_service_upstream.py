@@ -26,11 +26,10 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.services.collateral import service_http
-from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.machine import MachineTcb
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from running_collateral_service import (
     BUILT_FMSPC,
     BUILT_NOW,

@@ -235,7 +235,7 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
     from confcom.wiring import read_machine_file
 
     # A malformed file fails here, not in every container.
-    machine = read_machine_file(Path(config.simulated_machine))
+    machine = bytes(read_machine_file(Path(config.simulated_machine)))
     sizes = parse_epc_sizes(config.simulated_epc)
     return declare_node(Path(config.simulated_node), sizes, machine), "SIMULATED node"
 

@@ -1,8 +1,13 @@
-"""A whole simulated world from one seed: an authority, machines that it certified, and a platform on each."""
+"""A whole simulated world from one seed: an authority, machines that it certified, and a platform on each.
+
+The authority is also a source of collateral, and the upstream of a collateral service.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +22,11 @@ from confcom.formats.sgx import QeReportInfo, Report
 from confcom.formats.tdx import TdReportBody
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.interface import InitializedQuote, QuoteResult
-from confcom.protocols.pcs import PckCaName, Tee, Update
+from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
+from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.simulator.authority import SOURCE, SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity, SimulatedTcbInfo
+from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity, SimulatedTcbInfo, pem
 from confcom.simulator.enclaves import QE3, QuotingEnclave, quote_td
 from confcom.simulator.machine import FMSPC, MachineFile, PckCa, SimulatedMachine
 
@@ -225,3 +231,68 @@ class SimulatedWorld:
     def export_collateral(self, folder: Path, now: datetime | None = None) -> None:
         """Write collateral as `publish` gives it, one file per part, and `root_ca.pem` beside it."""
         save_bundle(self.publish(now), folder, beside={ROOT_FILE: self.root_pem()})
+
+
+RENEW_AFTER = timedelta(hours=1)
+"""The authority issues everything again when its last issue is older than this, as Intel does every day."""
+
+
+class SimulatedUpstream:
+    """A source of documents and PCK certificates for the machine of one file. Safe to use from several threads."""
+
+    def __init__(self, world: SimulatedWorld, clock: Callable[[], datetime]) -> None:
+        self._world = world
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._renewed = clock()
+        world.authority.renew(self._renewed)
+
+    @classmethod
+    def load(cls, path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
+        """The authority behind a machine file."""
+        return cls(SimulatedWorld.load(path), clock)
+
+    @property
+    def trust_roots(self) -> TrustRoots:
+        """The simulated root alone."""
+        return self._world.trust_roots
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """One document, issued within the last hour."""
+        with self._lock:
+            now = self._clock()
+            if now - self._renewed > RENEW_AFTER:
+                self._world.authority.renew(now)
+                self._renewed = now
+            return self._world.pcs.fetch_document(key)
+
+    def fetch_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
+        """The certificate of the machine that has this QE_ID, at its present TCB."""
+        with self._lock:
+            machine, authority = self._world.machine, self._world.authority
+            chain = authority.pck_chain(machine)
+            self._require_machine(request, QuotingEnclave(machine, chain).qe_id)
+            ca = authority.pck_cas[machine.pck_ca]
+            leaf = pem(ca.issue(authority.pck_certificate(machine)))
+            tcbm = machine.tcb.cpu_svn + machine.tcb.pce_svn.to_bytes(2, "little")
+            issuers = authority.ca_chain(machine.pck_ca)
+            return PckCertificateAnswer(leaf, issuers, tcbm, machine.fmspc, machine.pck_ca.value)
+
+    def fetch_pck_certificates(self, request: PckCertsRequest) -> tuple[tuple[PckCertificateEntry, ...], bytes]:
+        """The certificates of the machine that has this QE_ID (one, at its present TCB), and their issuer chain."""
+        tcb = self._world.machine.tcb
+        answer = self.fetch_pck_certificate(PckCertRequest(tcb.cpu_svn, tcb.pce_svn, request.pce_id, request.qe_id))
+        return (PckCertificateEntry(answer.tcbm, answer.certificate),), answer.issuer_chain
+
+    def _require_machine(self, request: PckCertRequest, qe_id: bytes) -> None:
+        machine = self._world.machine
+        if request.qe_id != qe_id or request.pce_id != machine.pce_id.to_bytes(2, "little"):
+            raise CollateralNotFound(
+                "the simulated authority knows another machine than the one that asks",
+                advice=f"Give the service the machine file of the platform; its QE_ID is {qe_id.hex()}.",
+            )
+        if not machine.tcb.reached_by(request.cpu_svn, request.pce_svn):
+            raise CollateralNotFound(
+                f"the simulated authority has no PCK certificate for CPUSVN {request.cpu_svn.hex()}",
+                advice=f"The machine's CPUSVN is {machine.tcb.cpu_svn.hex()}, its PCESVN {machine.tcb.pce_svn}.",
+            )
