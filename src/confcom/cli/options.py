@@ -93,9 +93,21 @@ def given_by(place: Callable[[str], str]) -> Iterator[None]:
         raise error.given_by(place(error.setting)) from error
 
 
-def json_option(command: _Function) -> _Function:
-    """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+store_option = click.option(
+    "--store",
+    metavar="PATH-OR-URL",
+    default=lambda: str(default_store()),
+    envvar=STORE_VARIABLE,
+    help="The collateral store: a path, or postgresql://USER@HOST/DATABASE. "
+    f"Default: ${STORE_VARIABLE}, else ~/.local/share/confcom/collateral.sqlite.",
+)
+trust_root_option = click.option(
+    "--trust-root",
+    metavar="PEM",
+    multiple=True,
+    help="Trust this root instead of Intel's (a simulated platform). Repeatable; the word 'intel' adds Intel's.",
+)
 
 
 def output_options(command: _Function) -> _Function:
@@ -119,28 +131,6 @@ def output_options(command: _Function) -> _Function:
         help="The same as -o json.",
     )
     return form(short(command))
-
-
-def store_option(command: _Function) -> _Function:
-    """`--store PATH-OR-URL`."""
-    return click.option(
-        "--store",
-        metavar="PATH-OR-URL",
-        default=lambda: str(default_store()),
-        envvar=STORE_VARIABLE,
-        help="The collateral store: a path, or postgresql://USER@HOST/DATABASE. "
-        f"Default: ${STORE_VARIABLE}, else ~/.local/share/confcom/collateral.sqlite.",
-    )(command)
-
-
-def trust_root_option(command: _Function) -> _Function:
-    """`--trust-root PEM`."""
-    return click.option(
-        "--trust-root",
-        metavar="PEM",
-        multiple=True,
-        help="Trust this root instead of Intel's (a simulated platform). Repeatable; the word 'intel' adds Intel's.",
-    )(command)
 
 
 def kubeconfig_options(command: _Function) -> _Function:

@@ -139,7 +139,7 @@ class PlatformCollateral:
         for name, key in _IDENTITIES.items():
             text = self._member(name)
             if text is not None and text not in _NOTHING:
-                yield name, partial(_identity, key, text, name, _chain(self._chains.identity))
+                yield name, partial(_identity, key, text, name, unquote_to_bytes(self._chains.identity))
         yield "processorCrl", partial(self._pck_crl, "processor")
         yield "platformCrl", partial(self._pck_crl, "platform")
         yield "rootcacrl", self._root_ca_crl
@@ -182,7 +182,7 @@ class PlatformCollateral:
 
     def _tcb_info(self, entry: dict[str, msgspec.Raw], name: str, tee: Tee, update: Update) -> Document:
         fmspc = unhex(_text(entry.get("fmspc"), "fmspc"), STRUCTURE, "fmspc")
-        chain = _chain(self._chains.tcb_v4 or self._chains.tcb_v3)
+        chain = unquote_to_bytes(self._chains.tcb_v4 or self._chains.tcb_v3)
         try:
             key = DocumentKey.tcb_info(tee, fmspc, update)
         except ConfigError as error:
@@ -217,7 +217,7 @@ class PlatformCollateral:
         return PckCertificateAnswer(pem, chain, unhex(cert.tcbm, STRUCTURE, "tcbm"))
 
     def _pck_chain(self, ca: str) -> bytes:
-        return _chain(self._chains.pck.get(ca.upper(), ""))
+        return unquote_to_bytes(self._chains.pck.get(ca.upper(), ""))
 
 
 class _Identity(msgspec.Struct):
@@ -316,10 +316,6 @@ def _signed(text: bytes, name: str) -> bytes:
 
 def _crl(key: DocumentKey, text: str, chain: bytes) -> Document | None:
     return Document(key, bytes(Crl.parse(text.encode(), structure=str(key))), chain) if text else None
-
-
-def _chain(text: str) -> bytes:
-    return unquote_to_bytes(text)
 
 
 def _text(raw: msgspec.Raw | None, name: str) -> str:
