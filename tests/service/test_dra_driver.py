@@ -389,6 +389,18 @@ def test_nothing_is_offered_while_pods_hold_epc_of_the_nodes_status(
         wait_until(lambda: offered(api) == 168)
 
 
+@pytest.mark.parametrize("ids", [["/dev/sgx-1"], ["17"], ["7abc"], [""]])
+def test_nothing_is_offered_while_pods_hold_devices_of_another_plugin(
+    tmp_path: Path, kubelet: DraEmulator, api: SliceApi, ids: list[str]
+) -> None:
+    kubelet.pods["default/app"] = {EPC: ids}
+    with driver(tmp_path, kubelet, api, epc="168Mi") as plugin:
+        wait_until(lambda: any(event.name == "epc.held_back" and event.warning for event in plugin.events))
+        assert offered(api) == 0
+        kubelet.remove("default/app")
+        wait_until(lambda: offered(api) == 168)
+
+
 def offered(api: SliceApi) -> int:
     """MiB in the slice."""
     devices = [device for found in api.slices.values() for device in found["spec"].get("devices", [])]

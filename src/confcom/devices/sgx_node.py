@@ -272,6 +272,11 @@ class EpcPool:
         return replace(self, sections=tuple(left))
 
 
+def is_unit(name: str) -> bool:
+    """Whether a device's id is one of a unit; those of other plugins have other forms."""
+    return len(name) == ID_LENGTH and set(name) <= set(ALPHABET)
+
+
 def numa_node_of(unit: str) -> int | None:
     """The NUMA node that a unit's id names; None for EPC of an unknown node."""
     number = ALPHABET.index(unit[:1])

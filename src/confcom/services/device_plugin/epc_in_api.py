@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from confcom.devices.resources import DraDevices, EpcUnits
-from confcom.devices.sgx_node import EpcPool, SgxNode, numa_node_of
+from confcom.devices.sgx_node import EpcPool, SgxNode, is_unit, numa_node_of
 from confcom.errors import ConfcomError, FormatError, PlatformUnavailable
 from confcom.input_file import read_bounded
 from confcom.protocols.dra_objects import (
@@ -349,6 +349,10 @@ class DevicesInApi(InApi[_Found, tuple[SharedDevice, ...]]):
         except ConfcomError as error:
             self._held_back = f"the kubelet does not say who holds EPC: {error.message}"
             return
-        others = len(enclaves.keys() - units.keys())
-        self._held = Counter(numa_node_of(unit) for ids in units.values() for unit in ids)
-        self._held_back = f"{others} containers hold EPC of the node's status, until they end" if others else ""
+        nodes = {section.numa_node for section in self._units.pool(self._node).sections}
+        ours = {
+            one: ids for one, ids in units.items() if all(is_unit(unit) and numa_node_of(unit) in nodes for unit in ids)
+        }
+        others = len((enclaves.keys() | units.keys()) - ours.keys())
+        self._held = Counter(numa_node_of(unit) for ids in ours.values() for unit in ids)
+        self._held_back = f"{others} containers hold EPC of another publisher, until they end" if others else ""
