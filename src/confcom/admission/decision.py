@@ -131,7 +131,9 @@ def decide_pod(pod: Json, context: AdmissionContext) -> Decision:
     if concerned:
         for plan in plans:
             _check_image(plan.container, findings)
-    account = json_text(spec_of(pod), "serviceAccountName", "spec") or DEFAULT_ACCOUNT
+    # The API server fills in the first of them from the second, its former name.
+    names = (json_text(spec_of(pod), name, "spec") for name in ("serviceAccountName", "serviceAccount"))
+    account = next(filter(None, names), DEFAULT_ACCOUNT)
     _check_grant(plans, context, account, findings)
     epc = pod_epc((plan.container, plan.request.epc) for plan in plans)
     _check_size(epc, context, findings)

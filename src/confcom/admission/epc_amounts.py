@@ -16,7 +16,17 @@ from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, normal_path, spec_of
 from confcom.errors import FormatError
 from confcom.protocols.admission import SGX_RESOURCES
-from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, HELPER, MIB, PROVISION, parse_quantity, start_parts
+from confcom.protocols.epc import (
+    CANONICAL,
+    CLASS_PREFIX,
+    ENCLAVE,
+    EPC_UNITS,
+    HELPER,
+    MIB,
+    PROVISION,
+    parse_quantity,
+    start_parts,
+)
 
 MAX_MIB = 1 << 26
 """64 TiB: a larger amount is a mistake in the unit."""
@@ -86,7 +96,8 @@ def read_request(container: Container, findings: Findings) -> SgxRequest:
         _agreed(container, name, [_count(container, found, name, findings) for found in lists], findings)
         for name in (ENCLAVE, PROVISION, HELPER)
     )
-    request = SgxRequest(epc, enclave, provision, helper, bool(resources.get("claims")))
+    claims = bool(resources.get("claims")) or any(name.startswith(CLASS_PREFIX) for name in lists[0])
+    request = SgxRequest(epc, enclave, provision, helper, claims)
     if request.uses_sgx and not request.epc and not request.claims and len(findings.refusals) == refusals:
         findings.refuse("epc-missing", container=container.name, resource=ENCLAVE if enclave else PROVISION)
     return request
@@ -336,7 +347,7 @@ def check_places(pod: Json, containers: Sequence[Container], findings: Findings)
             if "" in amounts:
                 findings.refuse("resource-without-name", container=container.name, amount=amounts[""], kind=kind)
             for name in amounts:
-                if name not in SGX_RESOURCES and _LIKE_EPC.search(name):
+                if name not in SGX_RESOURCES and not name.startswith(CLASS_PREFIX) and _LIKE_EPC.search(name):
                     about = {"container": container.name, "resource": name, "amount": _amount(amounts[name])}
                     findings.warn("unknown-resource", **about)
     for stray in stray_amounts(pod):

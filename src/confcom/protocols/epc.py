@@ -60,6 +60,8 @@ PROVISION = "sgx.intel.com/provision"
 """The resource that brings a container the provisioning device."""
 HELPER = "sgx.confcom.dev/quote-helper"
 """The resource that brings a container to the quote helper."""
+CLASS_PREFIX = "deviceclass.resource.kubernetes.io/"
+"""Before the name of a DeviceClass: a resource for which the scheduler makes a claim of so many devices."""
 
 
 def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNITS) -> int | None:
@@ -196,6 +198,15 @@ class _ContainerStatus(msgspec.Struct):
     containerID: str | None = None  # noqa: N815
 
 
+class _Mapping(msgspec.Struct, rename="camel"):
+    container_name: str
+
+
+class _ExtendedClaim(msgspec.Struct, rename="camel"):
+    resource_claim_name: str
+    request_mappings: list[_Mapping] | None = None
+
+
 class _Spec(msgspec.Struct, rename="camel"):
     containers: list[_Container] | None = None
     init_containers: list[_Container] | None = None
@@ -211,6 +222,7 @@ class _Status(msgspec.Struct, rename="camel"):
     init_container_statuses: list[_ContainerStatus] | None = None
     ephemeral_container_statuses: list[_ContainerStatus] | None = None
     resource_claim_statuses: list[_Claim] | None = None
+    extended_resource_claim_status: _ExtendedClaim | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -243,6 +255,7 @@ def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
     ids = {one.name: _container_id(one.containerID or "") for group in statuses for one in group or ()}
     claims = {one.name: one.resourceClaimName for one in form.spec.resource_claims or ()}
     claims |= {one.name: one.resourceClaimName for one in status.resource_claim_statuses or ()}
+    made = _made_claims(status.extended_resource_claim_status)
     scheduled, overhead = _scheduled(form.spec), _amount(form.spec.overhead or {}) or 0
     return EpcPod(
         uid=form.metadata.uid,
@@ -257,7 +270,7 @@ def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
                 one.name,
                 ids.get(one.name, ""),
                 _requested(one),
-                tuple(_claims(one, claims)),
+                (*_claims(one, claims), *made.get(one.name, ())),
                 scheduled.get(one.name, 0),
             )
             for one in (
@@ -310,6 +323,13 @@ def _claims(container: _Container, names: dict[str, str | None]) -> Iterator[str
     for claim in resources.claims or ():
         if name := names.get(claim.name):
             yield name
+
+
+def _made_claims(found: _ExtendedClaim | None) -> dict[str, tuple[str, ...]]:
+    """The claim that the scheduler made for extended resources of device classes, by the containers that use it."""
+    if found is None:
+        return {}
+    return {one.container_name: (found.resource_claim_name,) for one in found.request_mappings or ()}
 
 
 def _scheduled(spec: _Spec) -> dict[str, int]:

@@ -172,6 +172,15 @@ def test_a_claim_may_bring_the_epc() -> None:
     assert resources_of(decision.pod)["requests"] == {ENCLAVE: "1"}
 
 
+def test_a_resource_of_a_device_class_is_a_claim_of_it() -> None:
+    limits = {"deviceclass.resource.kubernetes.io/sgx-epc.confcom.dev": "1"}
+    given = pod(container(limits=limits), annotations={"confcom.dev/quote-mode": "out-of-proc"})
+    decision = decide_pod(given, HERE)
+    assert not decision.refusals
+    assert not decision.warnings
+    assert resources_of(decision.pod)["limits"] == {**limits, "sgx.confcom.dev/quote-helper": "1"}
+
+
 def test_a_small_amount_is_rounded_up_and_said_so() -> None:
     decision = decide_pod(pod(container(limits={INTEL: "512Ki"})), HERE)
     assert {warning.sentence for warning in decision.warnings} == {

@@ -181,6 +181,10 @@ def test_a_grant_is_for_its_service_account() -> None:
     assert codes(decide_pod(given, GRANTED)) == ["provision-not-granted"]
     elsewhere = AdmissionContext(namespace="other", grants=GRANTED.grants)
     assert not decide_pod(given, elsewhere).refusals
+    # The field's former name, which manifests may still have alone.
+    for account, former, refused in (("", "default", False), ("", "other", True), ("other", "default", True)):
+        written = pod(given["spec"]["containers"][0], serviceAccountName=account, serviceAccount=former)
+        assert bool(decide_pod(written, GRANTED).refusals) is refused
     with pytest.raises(ConfigError, match="no grant"):
         Grants.parse("apps")
 

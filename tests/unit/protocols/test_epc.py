@@ -111,6 +111,18 @@ def test_claims_by_name_and_from_templates() -> None:
     assert parse_pod(document).containers[0].claims == ("my-claim", "p-made-x1")
 
 
+def test_the_claim_that_the_scheduler_makes_for_a_resource_of_a_class() -> None:
+    name = "deviceclass.resource.kubernetes.io/sgx-epc.confcom.dev"
+    mapping = {"containerName": "app", "resourceName": name, "requestName": "container-0-request-0"}
+    document = pod(
+        {"name": "app", "resources": {"limits": {name: "1"}, "requests": {name: "1"}}},
+        {"name": "other"},
+        extendedResourceClaimStatus={"requestMappings": [mapping], "resourceClaimName": "p-extended-resources-x1"},
+    )
+    found = {one.name: one.claims for one in parse_pod(document).containers}
+    assert found == {"app": ("p-extended-resources-x1",), "other": ()}
+
+
 @pytest.mark.parametrize(
     "document",
     [None, [], {}, {"metadata": {"name": 7}, "spec": {}}, {"metadata": {"name": "p"}, "spec": {"containers": 1}}],
