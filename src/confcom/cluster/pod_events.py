@@ -41,7 +41,7 @@ class PodEvent:
     def name(self) -> str:
         """Equal for a repeated event, so that it is counted on the existing one."""
         parts = "\0".join((self.uid, self.container, self.reason, self.key))
-        return f"{self.pod[:200]}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+        return f"{self.pod[:200].rstrip('.-')}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 
 async def report(
