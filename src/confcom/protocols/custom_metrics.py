@@ -199,7 +199,10 @@ class _Pod(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class ScaledPod:
-    """A pod. `owners` are the objects above it as (resource, name); `requests` says whether it requests EPC."""
+    """A pod. `owners` are the objects above it as (resource, name); `requests` says whether it requests EPC.
+
+    `runs` is false for one that is being deleted.
+    """
 
     uid: str
     namespace: str

@@ -20,6 +20,7 @@ from confcom.protocols.prometheus_text import Sample, parse_samples
 EPC = "confcom_epc_"
 QUOTES = "confcom_quote_helper_quotes_total"
 AGE = f"{EPC}pass_age_seconds"
+KNOWN = f"{EPC}pods_known"
 _POD = "pod "
 OTHERS = "others"
 """The helper's label of peers beyond those that it counts apart."""
@@ -48,12 +49,16 @@ class EpcPage(NamedTuple):
 
 
 def parse_epc_page(text: str) -> EpcPage:
-    """Read the page; `FormatError` for one without the age of its figures."""
+    """Read the page; `FormatError` for one without the age of its figures, or of an exporter that knows no pods."""
     age: float | None = None
     pods: dict[tuple[str, str], defaultdict[str, float]] = {}
-    for sample in _samples(text, (AGE, *_USES)):
+    for sample in _samples(text, (AGE, KNOWN, *_USES)):
         if sample.name == AGE:
             age = sample.value
+            continue
+        if sample.name == KNOWN:
+            if not sample.value:  # its page has their use without their names
+                raise FormatError("does not know the pods of its node yet", structure="metrics", field=KNOWN)
             continue
         place = (sample.labels.get("namespace", ""), sample.labels.get("pod", ""))
         if place not in pods:
@@ -229,7 +234,7 @@ class Figures:
     def _look_up(
         self, metric: str, pods: Iterable[ScaledPod], monotonic: float
     ) -> tuple[list[_Found], dict[str, list[str]]]:
-        """The figures of pods; and pods that request EPC without fresh ones, by node."""
+        """The figures of pods; and running pods that request EPC without fresh ones, by node."""
         component = "quote-helper" if metric == QUOTE_RATE else "metrics"
         exporters = self.exporters.get(component, {})
         fresh: dict[str, list[tuple[Exporter, float]]] = {}
@@ -241,7 +246,7 @@ class Figures:
             if fresh[pod.node]:
                 if (one := _of_pod(pod, fresh[pod.node])) is not None:
                     found.append(one)
-            elif pod.requests:
+            elif pod.requests and pod.runs:  # a lost node's pods are being deleted for as long as it is lost
                 missing.setdefault(pod.node, []).append(pod.name)
         why = {node: self._why(component, node, monotonic) for node in missing}
         return found, {why[node]: names for node, names in missing.items()}

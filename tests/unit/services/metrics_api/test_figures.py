@@ -115,6 +115,13 @@ def test_a_page_without_the_age_of_its_figures_counts_for_nothing(page: str) -> 
         parse_epc_page(page)
 
 
+def test_a_page_of_an_exporter_that_knows_no_pods_counts_for_nothing() -> None:
+    """It would leave its pods out of a sum, and HPA would end others."""
+    assert parse_epc_page(PAGE + 'confcom_epc_pods_known{node="n1"} 1\n') == parse_epc_page(PAGE)
+    with pytest.raises(FormatError, match="does not know the pods of its node"):
+        parse_epc_page(PAGE + 'confcom_epc_pods_known{node="n1"} 0\n')
+
+
 def test_values_of_pods() -> None:
     stage = Stage(pod("web-1"), pod("web-2"), pod("elsewhere", namespace="other"))
     assert stage.ask("sgx_epc_used_bytes") == {"web-1": 9 * MIB, "web-2": MIB}
@@ -166,6 +173,17 @@ def test_a_sum_without_some_of_the_pods_is_refused() -> None:
 def test_pods_that_cannot_be_known_do_not_hinder_sums_if_they_request_nothing() -> None:
     stage = Stage(pod("web-1"), pod("plain", node="n9", requests=False))
     assert stage.ask("sgx_epc_used_bytes", resource="namespaces", name="shop") == {"shop": 9 * MIB}
+
+
+def test_pods_of_a_lost_node_that_are_being_deleted_do_not_hinder_sums() -> None:
+    """They stay until somebody deletes the node; their successors run, and have to be scaled."""
+    lost = pod("web-3", node="n2", runs=False)
+    assert Stage(pod("web-1"), lost).ask("sgx_epc_used_bytes", resource="deployments.apps", name="web") == {
+        "web": 9 * MIB
+    }
+    # One that still has figures counts with them.
+    stage = Stage(pod("web-1"), pod("web-2", runs=False))
+    assert stage.ask("sgx_epc_used_bytes", resource="deployments.apps", name="web") == {"web": 10 * MIB}
 
 
 def test_no_figures_at_all_say_why() -> None:
