@@ -23,7 +23,7 @@ AGE = f"{EPC}pass_age_seconds"
 KNOWN = f"{EPC}pods_known"
 _POD = "pod "
 OTHERS = "others"
-"""The helper's label of peers beyond those that it counts apart."""
+"""The helper's label of peers that it no longer counts apart."""
 WINDOW = 60.0
 """Seconds over which quotes per second are counted."""
 WINDOW_MIN = 4.0
@@ -130,8 +130,8 @@ class Exporter:
     def take_quotes(self, page: dict[str, float], now: float) -> None:
         """Keep a page of a quote helper, and those of the last `WINDOW` seconds."""
         self.read, self.failure = now, ""
-        if self.quotes and any(page.get(peer, 0) < count for peer, count in self.quotes[-1][1].items()):
-            self.quotes.clear()  # it was started again, and counts from 0
+        if self.quotes and _counts_anew(self.quotes[-1][1], page):
+            self.quotes.clear()
         self.quotes.append((now, page))
         while now - self.quotes[0][0] > WINDOW:
             self.quotes.popleft()
@@ -139,9 +139,18 @@ class Exporter:
     def quote_rate(self, uid: str) -> float | None:
         """Quotes per second of a pod; None where it cannot be known."""
         (first, before), (last, after) = self.quotes[0], self.quotes[-1]
-        if last - first < WINDOW_MIN or (uid not in after and OTHERS in after):
+        if last - first < WINDOW_MIN or (uid in before and uid not in after):
             return None
         return (after.get(uid, 0) - before.get(uid, 0)) / (last - first)
+
+
+def _counts_anew(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether a helper was started again between two pages, and counts from 0.
+
+    It counts a peer that it no longer counts apart with the others: then the sum stays.
+    """
+    fell = any(after.get(peer, 0 if OTHERS not in after else count) < count for peer, count in before.items())
+    return fell or sum(after.values()) < sum(before.values())
 
 
 class Refused(Exception):

@@ -31,9 +31,9 @@ PREFIX = "confcom_quote_helper"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; a simulated quote takes 0.05 ms, a real one some ms, one with a certificate to fetch seconds."""
 MAX_PEERS = 512
-"""Peers that are counted apart; more than a node has pods at a time, but pods come and go."""
+"""Peers that are counted apart: more than a node has pods at a time. As pods come and go, the latest ones are."""
 OTHERS = "others"
-"""All further ones."""
+"""All former ones."""
 QUOTES = frozenset(("GetQuote", "GetQuoteEx"))
 """Kinds of requests that are for a quote."""
 NOT_SUPPORTED = "NotSupported"
@@ -202,8 +202,11 @@ def _by_peer(name: str, text: str, counts: dict[str, int]) -> CounterMetricFamil
 
 
 def _count(peers: dict[str, int], peer: str, count: int) -> None:
-    name = peer if peer in peers or len(peers) < MAX_PEERS else OTHERS
-    peers[name] = peers.get(name, 0) + count
+    """Count for a peer, in the order of the last counts; of more than `MAX_PEERS` the first one joins the others."""
+    peers[peer] = peers.pop(peer, 0) + count
+    if len(peers) > MAX_PEERS:
+        former = next(one for one in peers if one not in (OURSELVES, OTHERS))
+        peers[OTHERS] = peers.get(OTHERS, 0) + peers.pop(former)
 
 
 def _pck_issued(verified: VerifiedQuote) -> datetime | None:

@@ -248,6 +248,9 @@ def test_quotes_per_second_by_the_uid_of_the_pod() -> None:
 def test_a_helper_that_started_again_counts_from_its_start() -> None:
     restarted = helper((80.0, page_of(uid_web_1=500)), (90.0, page_of(uid_web_1=3)), (100.0, page_of(uid_web_1=13)))
     assert Stage(pod("web-1"), exporters=[restarted]).ask("sgx_quotes_per_second") == {"web-1": 1.0}
+    for before in (page_of(uid_web_9=500), page_of(uid_web_9=1, others=2)):
+        restarted = helper((80.0, before), (90.0, page_of(uid_web_1=600)), (100.0, page_of(uid_web_1=610)))
+        assert Stage(pod("web-1"), exporters=[restarted]).ask("sgx_quotes_per_second") == {"web-1": 1.0}
 
 
 def test_the_last_minute_counts() -> None:
@@ -255,11 +258,17 @@ def test_the_last_minute_counts() -> None:
     assert Stage(pod("web-1"), exporters=[old]).ask("sgx_quotes_per_second") == {"web-1": 1.0}
 
 
-def test_one_page_is_no_rate_and_uncounted_peers_have_none() -> None:
+def test_one_page_is_no_rate_and_former_peers_have_none() -> None:
     with pytest.raises(Refused, match="not counted by a quote helper yet"):
         Stage(pod("web-1"), exporters=[helper((100.0, page_of(uid_web_1=5)))]).ask("sgx_quotes_per_second")
-    full = helper((90.0, page_of(uid_web_1=5, others=1)), (100.0, page_of(uid_web_1=15, others=9)))
-    assert Stage(pod("web-1"), pod("web-2"), exporters=[full]).ask("sgx_quotes_per_second") == {"web-1": 1.0}
+    # The helper counts the latest peers apart: web-2 had no quote, web-3 was among them when the window began.
+    full = helper(
+        (90.0, page_of(uid_web_1=5, uid_web_3=7, others=100)),
+        (95.0, page_of(uid_web_1=10, others=107)),
+        (100.0, page_of(uid_web_1=15, others=107)),
+    )
+    stage = Stage(pod("web-1"), pod("web-2"), pod("web-3"), exporters=[full])
+    assert stage.ask("sgx_quotes_per_second") == {"web-1": 1.0, "web-2": 0.0}
 
 
 def test_an_empty_page_of_a_node_without_pods_is_fresh() -> None:
