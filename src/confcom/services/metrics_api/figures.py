@@ -137,11 +137,14 @@ class Exporter:
             self.quotes.popleft()
 
     def quote_rate(self, uid: str) -> float | None:
-        """Quotes per second of a pod; None where it cannot be known."""
+        """Quotes per second of a pod; None where the pages are of too short a time.
+
+        A pod that is no longer counted apart had none for long.
+        """
         (first, before), (last, after) = self.quotes[0], self.quotes[-1]
-        if last - first < WINDOW_MIN or (uid in before and uid not in after):
+        if last - first < WINDOW_MIN:
             return None
-        return (after.get(uid, 0) - before.get(uid, 0)) / (last - first)
+        return max(0.0, after.get(uid, 0) - before.get(uid, 0)) / (last - first)
 
 
 def _counts_anew(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
@@ -252,9 +255,10 @@ class Figures:
         for pod in pods:
             if pod.node not in fresh:
                 fresh[pod.node] = list(self._fresh(exporters.get(pod.node, ()), monotonic))
-            if fresh[pod.node]:
-                if (one := _of_pod(pod, fresh[pod.node])) is not None:
-                    found.append(one)
+            if (one := _of_pod(pod, fresh[pod.node])) is not None:
+                found.append(one)
+            elif fresh[pod.node] and metric != QUOTE_RATE:
+                continue  # it has not begun to use EPC
             elif pod.requests and pod.runs:  # a lost node's pods are being deleted for as long as it is lost
                 missing.setdefault(pod.node, []).append(pod.name)
         why = {node: self._why(component, node, monotonic) for node in missing}
@@ -274,7 +278,8 @@ class Figures:
         exporter = exporters[0]
         age = exporter.age(monotonic)
         since = "never" if age is None else f"{age:.0f} s ago"
-        return f"the {name} of node {node} ({exporter.address}) last gave figures {since}: {exporter.failure or 'old'}"
+        reason = exporter.failure or ("old" if age is None or age > self._stale_after else "too few yet for a rate")
+        return f"the {name} of node {node} ({exporter.address}) last gave figures {since}: {reason}"
 
 
 def _value(request: MetricRequest, name: str, found: list[_Found], stamp: Callable[[float], str]) -> Value | None:

@@ -258,17 +258,27 @@ def test_the_last_minute_counts() -> None:
     assert Stage(pod("web-1"), exporters=[old]).ask("sgx_quotes_per_second") == {"web-1": 1.0}
 
 
-def test_one_page_is_no_rate_and_former_peers_have_none() -> None:
+def test_one_page_is_no_rate_and_former_peers_had_no_quotes() -> None:
+    begun = helper((100.0, page_of(uid_web_1=5)))
+    with pytest.raises(Refused, match="last gave figures 2 s ago: too few yet for a rate"):
+        Stage(pod("web-1"), exporters=[begun]).ask("sgx_quotes_per_second")
     with pytest.raises(Refused, match="not counted by a quote helper yet"):
-        Stage(pod("web-1"), exporters=[helper((100.0, page_of(uid_web_1=5)))]).ask("sgx_quotes_per_second")
-    # The helper counts the latest peers apart: web-2 had no quote, web-3 was among them when the window began.
+        Stage(pod("web-1", requests=False), exporters=[begun]).ask("sgx_quotes_per_second")
+    # Nor is there a sum while the helper of one node has just been started: it would leave that node's pods out.
+    begun.node = "n2"
+    serves = helper((90.0, page_of(uid_web_1=5)), (100.0, page_of(uid_web_1=15)))
+    stage = Stage(pod("web-1"), pod("web-2", node="n2"), exporters=[serves, begun])
+    assert stage.ask("sgx_quotes_per_second") == {"web-1": 1.0}
+    with pytest.raises(Refused, match="no fresh figures of 1 pods: the quote helper of node n2"):
+        stage.ask("sgx_quotes_per_second", resource="deployments.apps", name="web")
+    # The helper counts the latest peers apart: web-2 had no quote, web-3 no late one.
     full = helper(
         (90.0, page_of(uid_web_1=5, uid_web_3=7, others=100)),
         (95.0, page_of(uid_web_1=10, others=107)),
         (100.0, page_of(uid_web_1=15, others=107)),
     )
     stage = Stage(pod("web-1"), pod("web-2"), pod("web-3"), exporters=[full])
-    assert stage.ask("sgx_quotes_per_second") == {"web-1": 1.0, "web-2": 0.0}
+    assert stage.ask("sgx_quotes_per_second") == {"web-1": 1.0, "web-2": 0.0, "web-3": 0.0}
 
 
 def test_an_empty_page_of_a_node_without_pods_is_fresh() -> None:
