@@ -19,6 +19,7 @@ from confcom.admission.epc_amounts import (
     check_places,
     check_thousands,
     normalize,
+    overhead_epc,
     pod_epc,
     read_request,
     report_stray,
@@ -135,7 +136,7 @@ def decide_pod(pod: Json, context: AdmissionContext) -> Decision:
     names = (json_text(spec_of(pod), name, "spec") for name in ("serviceAccountName", "serviceAccount"))
     account = next(filter(None, names), DEFAULT_ACCOUNT)
     _check_grant(plans, context, account, findings)
-    epc = pod_epc((plan.container, plan.request.epc) for plan in plans)
+    epc = pod_epc((plan.container, plan.request.epc) for plan in plans) + overhead_epc(pod)
     _check_size(epc, context, findings)
     if not findings.refusals:
         check_devices(pod, containers, findings, uses_sgx=concerned)

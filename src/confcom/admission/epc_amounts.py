@@ -268,6 +268,12 @@ def pod_epc(amounts: Iterable[tuple[Container, int]]) -> int:
     return together + sum(start_parts(together, starts))
 
 
+def overhead_epc(pod: Json) -> int:
+    """MiB that the pod's runtime class adds to it; the scheduler counts them, under the name that nodes publish."""
+    number = _number(json_object(spec_of(pod), "overhead", "spec").get(CANONICAL)) or 0
+    return min(max(0, int(number)), MAX_MIB)
+
+
 _COUNTED = re.compile(r"spec\.(?:containers|initContainers)\[[0-9]+\]\.resources\.(?:limits|requests)")
 _HARMLESS = ("metadata.", "spec.overhead.", "spec.nodeSelector.")
 """Places that Kubernetes keeps and that hold no request: they get a warning."""
@@ -353,6 +359,8 @@ def check_places(pod: Json, containers: Sequence[Container], findings: Findings)
     for stray in stray_amounts(pod):
         if stray.place == "metadata.annotations" and counted:
             continue  # Intel's webhook writes the pod's total there
+        if stray.place == "spec.overhead" and stray.resource == CANONICAL:
+            continue  # `overhead_epc`
         report_stray(stray, findings)
 
 

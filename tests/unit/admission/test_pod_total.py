@@ -60,3 +60,16 @@ def test_without_sgx_nodes_or_where_nodes_may_come_it_is_a_warning() -> None:
         "no-node-holds-it-yet",
         "no-node-has-epc",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overhead", "total"), [({EPC: "32"}, 42), ({EPC: "1k"}, 1010), ({"cpu": "1"}, 10), (None, 10)]
+)
+def test_the_overhead_of_a_runtime_class_is_part_of_the_pod(overhead: dict | None, total: int) -> None:
+    given = pod(container(limits={EPC: "10"}), overhead=overhead)
+    decision = decide_pod(given, AdmissionContext(namespace="apps", largest_node=total))
+    assert decision.epc == total
+    assert not decision.refusals
+    assert not decision.warnings
+    small = AdmissionContext(namespace="apps", largest_node=total - 1)
+    assert [finding.code for finding in decide_pod(given, small).refusals] == ["no-node-holds-it"]
