@@ -201,7 +201,7 @@ class _Pod(msgspec.Struct):
 class ScaledPod:
     """A pod. `owners` are the objects above it as (resource, name); `requests` says whether it requests EPC.
 
-    `runs` is false for one that is being deleted.
+    With `claims` it has claims, of EPC or something else. `runs` is false for one that is being deleted.
     """
 
     uid: str
@@ -212,6 +212,7 @@ class ScaledPod:
     labels: Mapping[str, str]
     owners: frozenset[tuple[str, str]]
     requests: bool
+    claims: bool
     runs: bool
     finished: bool
 
@@ -232,7 +233,8 @@ def parse_scaled_pod(document: Any) -> ScaledPod:  # noqa: ANN401 - JSON
         address=status.podIP,
         labels=pod.labels,
         owners=frozenset(_owners(form.metadata.owner_references or (), pod.labels)),
-        requests=any(one.requested is not None or one.claims for one in pod.containers),
+        requests=any(one.requested is not None for one in pod.containers),
+        claims=any(one.claims for one in pod.containers),
         runs=status.phase == "Running" and form.metadata.deletion_timestamp is None,
         finished=pod.finished,
     )

@@ -191,6 +191,14 @@ def test_the_deployment_above_a_replica_set() -> None:
     }
 
 
+def test_amounts_and_claims_are_told_apart() -> None:
+    claiming = make_pod("web-1")
+    claiming["spec"]["resourceClaims"] = [{"name": "any", "resourceClaimName": "some"}]
+    claiming["spec"]["containers"][0]["resources"] = {"claims": [{"name": "any"}]}
+    found = [parse_scaled_pod(one) for one in (make_pod("web-1", mib=1), claiming, make_pod("web-1"))]
+    assert [(one.requests, one.claims) for one in found] == [(True, False), (False, True), (False, False)]
+
+
 def test_other_owners() -> None:
     assert owned("StatefulSet", "db").owners == {("statefulsets.apps", "db")}
     assert owned("Job", "once", api="batch/v1").owners == {("jobs.batch", "once")}

@@ -19,7 +19,7 @@ def exporter_on(node: str) -> ScaledPod:
     labels = {"app.kubernetes.io/component": "metrics", "app.kubernetes.io/part-of": "confcom"}
     return ScaledPod(
         uid=node, namespace="confcom-system", name=f"metrics-{node}", node=node, address="127.0.0.1", labels=labels,
-        owners=frozenset(), requests=False, runs=True, finished=False,
+        owners=frozenset(), requests=False, claims=False, runs=True, finished=False,
     )  # fmt: skip
 
 

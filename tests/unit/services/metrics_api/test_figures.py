@@ -45,6 +45,7 @@ def pod(name: str, **details: Any) -> ScaledPod:
         "labels": {"app": "web"},
         "owners": frozenset({("deployments.apps", "web")}),
         "requests": True,
+        "claims": False,
         "runs": True,
         "finished": False,
     }
@@ -171,8 +172,13 @@ def test_a_sum_without_some_of_the_pods_is_refused() -> None:
 
 
 def test_pods_that_cannot_be_known_do_not_hinder_sums_if_they_request_nothing() -> None:
-    stage = Stage(pod("web-1"), pod("plain", node="n9", requests=False))
+    gpu = pod("gpu", node="n8", requests=False, claims=True)
+    stage = Stage(pod("web-1"), pod("plain", node="n9", requests=False), gpu)
     assert stage.ask("sgx_epc_used_bytes", resource="namespaces", name="shop") == {"shop": 9 * MIB}
+    # Where EPC is measured, a claim may be one of EPC.
+    stage.show(exporter(), Exporter("metrics", "n8", "10.0.0.8"))
+    with pytest.raises(Refused, match="n8"):
+        stage.ask("sgx_epc_used_bytes", resource="namespaces", name="shop")
 
 
 def test_pods_of_a_lost_node_that_are_being_deleted_do_not_hinder_sums() -> None:
