@@ -6,13 +6,14 @@ import asyncio
 import json
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from api_stand_in import ApiStandIn
 from confcom.cluster import client
 from confcom.cluster.nodes import NodeState, watch_nodes
-from confcom.cluster.objects import ClusterObjects, Ref
+from confcom.cluster.objects import POD_KIND, ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused
 
 SETTINGS = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "n"}, "data": {"k": "v"}}
@@ -43,7 +44,7 @@ class Busy(ApiStandIn):
         handler.wfile.write(body)
 
 
-async def apply(api: Busy, folder: Path) -> dict[str, object]:
+async def apply(api: ApiStandIn, folder: Path) -> dict[str, object]:
     async with ClusterObjects.open(api.kubeconfig(folder), None, "test") as cluster:
         return await cluster.apply(SETTINGS)
 
@@ -64,6 +65,58 @@ def test_a_server_that_stays_busy_has_refused_nothing(
     assert len(api.asked) == attempts
     assert caught.value.status == status
     assert not isinstance(caught.value, ClusterRefused)
+
+
+def test_an_answer_may_take_as_long_as_an_api_server_works_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.ANSWER >= 60  # its --request-timeout
+    monkeypatch.setattr(client, "ANSWER", 0.3)
+    with Slow() as api, pytest.raises(ClusterError, match="cannot apply ConfigMap n/a: ReadTimeout"):
+        asyncio.run(apply(api, tmp_path))
+
+
+class Slow(ApiStandIn):
+    """Answers nothing."""
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.down)
+
+
+class Paged(ApiStandIn):
+    """Has five pods, and gives three of them in an answer at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[str] = []
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
+        self.limits.append(query.get("limit", ""))
+        begin = int(query.get("continue", "0"))
+        end = min(begin + min(3, int(query.get("limit", "3"))), 5)
+        items = [{"metadata": {"name": f"p{number}", "namespace": "n"}} for number in range(begin, end)]
+        metadata = {"resourceVersion": "8"} | ({"continue": str(end)} if end < 5 else {})
+        body = json.dumps({"kind": "PodList", "metadata": metadata, "items": items}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("most", "number", "limits"), [(None, 5, ["500", "500"]), (2, 2, ["2"]), (1000, 5, ["1000", "1000"])]
+)
+def test_lists_come_in_parts(tmp_path: Path, most: int | None, number: int, limits: list[str]) -> None:
+    async def names(api: Paged) -> list[str]:
+        async with ClusterObjects.open(api.kubeconfig(tmp_path), None, "test") as cluster:
+            return [one["metadata"]["name"] for one in await cluster.objects(POD_KIND, most=most)]
+
+    with Paged() as api:
+        assert asyncio.run(names(api)) == [f"p{one}" for one in range(number)]
+        assert api.limits == limits
 
 
 class GoesAway(ApiStandIn):

@@ -39,6 +39,10 @@ SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""
 VANISHED = SERVER_TIMEOUT + 30.0
 """Seconds without a byte of a watch after which its server is gone: nothing tells a client that a machine went away."""
+CONNECT = 10.0
+"""Seconds for a connection."""
+ANSWER = 60.0
+"""Seconds for the first byte of an answer: as long as an API server with slow webhooks or a slow store takes."""
 ATTEMPTS = 5
 """At a server that answers that it is busy, and when to ask again."""
 MAX_WAIT = 10
@@ -77,7 +81,8 @@ def open_client(
         transport = _transport(chosen)
         if chosen is not None:
             _check_known(chosen, transport)
-        return AsyncClient(config=chosen, field_manager=field_manager, transport=transport)
+        timeout = httpx2.Timeout(CONNECT, read=ANSWER)
+        return AsyncClient(config=chosen, field_manager=field_manager, transport=transport, timeout=timeout)
     except ConfcomError:
         raise
     except (LightkubeConfigError, OSError) as error:

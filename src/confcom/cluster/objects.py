@@ -104,6 +104,8 @@ Object = dict[str, Any]
 Labels = Mapping[str, str | tuple[str, ...]]
 """A selection by labels: each has its value, or one of its values."""
 
+CHUNK = 500
+"""Objects per answer, as of kubectl: all pods of a large cluster at once would be a gigabyte."""
 MAX_LOG_LINES = 20
 """Lines read from a container's log."""
 MAX_EVENTS = 1000
@@ -188,7 +190,11 @@ class ClusterObjects:
         chosen = {name.replace("_", "."): value for name, value in fields.items()}
         with missing_ok(), cluster_errors(f"cannot list {kind.name} objects"):
             listed = self._client.list(
-                kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, chunk_size=most, **where
+                kind.resource,
+                labels=dict(labels or {}) or None,
+                fields=chosen or None,
+                chunk_size=most or CHUNK,
+                **where,
             )
             found: list[Object] = []
             async for one in listed:
