@@ -8,7 +8,9 @@ import json
 import socket
 import sqlite3
 import ssl
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -29,6 +31,7 @@ from confcom.services.attestation.attestation_http import AttestationApp, Attest
 from confcom.services.attestation.attestation_service import AttestationServiceConfig, CollateralState
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.world import SimulatedWorld
+from confcom.tokens.azure import DEFAULT_POLICY
 from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world
 from running_attestation_service import running_attestation as running
 from running_collateral_service import Clock
@@ -260,6 +263,33 @@ def test_callers_behind_a_trusted_proxy_have_limits_of_their_own(tmp_path: Path,
     wrong = running(tmp_path, world, proxies=("10.1.2.3/8",))
     with pytest.raises(ConfigError, match="has host bits set"), wrong:
         pass
+
+
+def test_an_address_that_fills_the_queue_makes_room_for_others(tmp_path: Path, world: SimulatedWorld) -> None:
+    draft = DEFAULT_POLICY.replace("=> permit();", "=> permit();" * 1000)
+    body = {"quote": encode_base64url(enclave_quote(world)), "draftPolicyForAttestation": draft}
+    done = threading.Event()
+
+    def ask(service: RunningAttestation, caller: str) -> int:
+        return service.ask(f"/attest/SgxEnclave?{API}", body, X_Forwarded_For=caller).status
+
+    def flood(service: RunningAttestation) -> set[int]:
+        found = set()
+        while not done.is_set():
+            found.add(ask(service, "192.0.2.1"))
+        return found
+
+    with (
+        running(tmp_path, world, threads=1, max_waiting=3, proxies=("127.0.0.0/8",)) as service,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        floods = [pool.submit(flood, service) for _ in range(8)]
+        try:
+            service.wait_until(lambda: ask(service, "192.0.2.1") == 503)
+            assert [ask(service, "192.0.2.2") for _ in range(5)] == [200] * 5
+        finally:
+            done.set()
+        assert set().union(*(each.result() for each in floods)) == {200, 503}
 
 
 def test_garbage_of_one_address_is_counted_and_not_all_of_it_recorded(

@@ -42,7 +42,7 @@ from confcom.tokens.policy_language import (
 )
 
 MAX_STEPS = 200_000
-"""Steps of one evaluation: each comparison of a claim with a value, and what functions read and make, by its size."""
+"""Steps of one evaluation: comparisons of a claim with a value, claims made, and what functions read and make."""
 MAX_CLAIMS = 2_000
 MAX_STRING = 256 << 10
 """Characters of one value."""
@@ -346,6 +346,7 @@ class _Evaluation:
             self.denial = self.denial or rule
             return ()
         made = self._made(action, named)
+        self._spend(len(made))
         if action.verb != "add" and any(claim.read_only for claim in made):
             raise PolicyEvaluationError("a read-only claim cannot be issued, nor what a function made of it")
         if action.verb == "issue" and (reserved := [claim.type for claim in made if is_reserved(claim.type)]):
@@ -366,9 +367,8 @@ class _Evaluation:
 
     def _made(self, action: Action, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:
         if action.copied is not None:
-            return tuple(
-                Claim(claim.type, claim.value, POLICY, claim.read_only) for claim in named.get(action.copied, ())
-            )
+            copied = named.get(action.copied, ())
+            return tuple(Claim(claim.type, claim.value, POLICY, claim.read_only) for claim in copied)
         kind = self._single(action.properties["type"], named, "the type of a claim")
         value = self._value(action.properties["value"], named)
         made = tuple(Claim(kind, each, POLICY, value.read_only) for each in value.values)

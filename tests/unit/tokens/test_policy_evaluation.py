@@ -300,6 +300,14 @@ def test_what_queries_do_counts_as_work(document: str, query: str) -> None:
     assert f"more than {MAX_STEPS} steps" in decision.reason
 
 
+def test_claims_that_are_made_again_and_again_count_as_work() -> None:
+    numbers = json.dumps(list(range(600)))
+    text = 'version=1.2;authorizationrules{n:[type=="n"] => add(type="z", value=JsonToClaimValue(n.value));'
+    text += 'c:[type=="z"] => add(type="y", value=c.value);' * 340 + "=> permit();};"
+    decision = evaluate_policy(parse_policy(text), [Claim("n", numbers)])
+    assert f"more than {MAX_STEPS} steps" in decision.reason
+
+
 def test_a_query_may_filter_a_long_event_log() -> None:
     log = json.dumps([{"type": f"EV_{number}", "pcr": number % 8, "digest": "00" * 70} for number in range(500)])
     query = "[?type == 'EV_7' && pcr == `7`].digest | length(@)"

@@ -268,7 +268,8 @@ class AttestationApp:
             entry, found = await self._lockstep.run(steps)
             recorded = entry.verdict != "refused"
         except WouldBlock:
-            entry, found = await self.workers.run(lambda: self.appraiser.appraise(body, kind, caller, ear=ear))
+            judge = partial(self.appraiser.appraise, body, kind, caller, ear=ear)
+            entry, found = await self.workers.run(judge, address_of(scope))
             recorded = False
         if not recorded and (entry.verdict != "refused" or self._is_recorded(scope)):
             await self._audit.record(entry)

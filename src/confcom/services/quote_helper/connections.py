@@ -30,9 +30,9 @@ from confcom.services.quote_helper.connection import Conversation, PendingReques
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
-from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue, Peer, Peers
+from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
-from confcom.services.runtime.listener import available_descriptors
+from confcom.services.runtime.listener import FairQueue, available_descriptors
 
 ACCEPT_BATCH = 8
 """Connections accepted before other work gets its turn: longer batches keep good clients waiting in a flood."""

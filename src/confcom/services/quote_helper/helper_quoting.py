@@ -19,7 +19,7 @@ import structlog
 from confcom.errors import PlatformBusy, PlatformError
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import PendingRequest
-from confcom.services.quote_helper.peers import FairQueue
+from confcom.services.runtime.listener import FairQueue
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
 Result = TypeVar("Result")

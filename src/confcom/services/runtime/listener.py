@@ -1,4 +1,7 @@
-"""A listening Unix socket that replaces its predecessor without a moment at which the path leads nowhere."""
+"""A listening Unix socket that replaces its predecessor without a moment at which the path leads nowhere.
+
+Beside it what bounds those who connect: descriptors, and a queue in which they take turns.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ import resource
 import secrets
 import socket
 import stat
-from collections.abc import Iterable
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from confcom.errors import ConfigError, PlatformUnavailable
 
@@ -281,3 +286,64 @@ def available_descriptors() -> int:
     except OSError:
         used = 3
     return (1 << 20 if soft == resource.RLIM_INFINITY else soft) - used
+
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """A queue of many owners: the owners take turns, and the items of one keep their order.
+
+    When it is full, one more item displaces the newest of the owner that has most.
+    """
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, owner: str, item: Item, *, limit: int = sys.maxsize) -> Item | None:
+        """Add an item behind the owner's others; beyond `limit` items, gives the one that must leave: maybe this."""
+        displaced: Item | None = None
+        if self._size >= limit:
+            longest = max(self._items, key=lambda key: len(self._items[key]), default=owner)
+            if len(self._items.get(longest, ())) <= len(self._items.get(owner, ())) + 1:
+                return item
+            displaced = self._items[longest].pop()  # it has others
+            self._size -= 1
+        own = self._items.get(owner)
+        if own is None:
+            self._items[owner] = deque((item,))
+        else:
+            own.append(item)
+        self._size += 1
+        return displaced
+
+    def peek(self) -> Item:
+        """The item that `pop` would take."""
+        return self._items[next(iter(self._items))][0]
+
+    def pop(self) -> Item:
+        """Take the next item; its owner goes behind all others."""
+        owner, items = self._items.popitem(last=False)
+        item = items.popleft()
+        if items:
+            self._items[owner] = items
+        self._size -= 1
+        return item
+
+    def remove_if(self, unwanted: Callable[[Item], bool]) -> list[Item]:
+        """Remove and return all items for which `unwanted` is true."""
+        removed: list[Item] = []
+        for owner in list(self._items):
+            kept = deque[Item]()
+            for item in self._items[owner]:
+                (removed if unwanted(item) else kept).append(item)
+            if kept:
+                self._items[owner] = kept
+            else:
+                del self._items[owner]
+        self._size -= len(removed)
+        return removed

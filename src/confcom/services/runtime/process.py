@@ -26,6 +26,7 @@ from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.formats.arguments import explain_settings
 from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded
+from confcom.services.runtime.listener import FairQueue
 
 MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
@@ -409,12 +410,17 @@ class Overloaded(Exception):
 class WorkerThreads:
     """Blocking calls in `threads` threads, awaited from the event loop; at most `max_waiting` calls wait for a thread.
 
+    Their owners take turns, and one that fills the queue makes room for the others (`FairQueue`).
+
     The threads are daemons, unlike those of `ThreadPoolExecutor`: a call that hangs in the network does not keep the
     process from exiting.
     """
 
     def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: FairQueue[tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]]] = FairQueue()
+        self._lock = threading.Lock()
+        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True for each call in the queue; False ends a thread."""
         self._room = threads + max_waiting
         self._under_way = 0
         self._threads = [
@@ -428,29 +434,35 @@ class WorkerThreads:
         """Calls that wait or run."""
         return self._under_way
 
-    async def run(self, call: Callable[[], T]) -> T:
+    async def run(self, call: Callable[[], T], owner: str = "") -> T:
         """The result of `call`, or its exception; `Overloaded` when too many calls wait.
 
         A call is dropped when its caller was cancelled before its turn.
         """
-        if self._under_way >= self._room:
-            raise Overloaded
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
-        self._under_way += 1
-        self._calls.put(lambda: self._perform(call, loop, result))
+        with self._lock:
+            limit = self._room - self._under_way + len(self._calls)
+            displaced = self._calls.push(owner, (call, loop, result), limit=limit)
+        if displaced is None:
+            self._under_way += 1
+            self._turns.put(item=True)
+        elif not displaced[2].done():
+            displaced[2].set_exception(Overloaded())
         return await result
 
     def close(self, timeout: float = 5.0) -> None:
         """Have the threads exit after their present calls; waits up to `timeout` seconds for each."""
         for _ in self._threads:
-            self._calls.put(None)
+            self._turns.put(item=False)
         for thread in self._threads:
             thread.join(timeout)
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+        while self._turns.get():
+            with self._lock:
+                call = self._calls.pop()
+            self._perform(*call)
 
     def _perform(self, call: Callable[[], T], loop: asyncio.AbstractEventLoop, result: asyncio.Future[T]) -> None:
         value: Any = None

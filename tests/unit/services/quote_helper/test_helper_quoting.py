@@ -20,7 +20,8 @@ from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation, PendingRequest
 from confcom.services.quote_helper.helper_quoting import HANGS_AFTER, AheadQuoting
-from confcom.services.quote_helper.peers import FairQueue, Peer
+from confcom.services.quote_helper.peers import Peer
+from confcom.services.runtime.listener import FairQueue
 from recording_platform import RecordingPlatform, quote_over
 
 REQUEST = GetQuoteExRequest(bytes(432), 8192, KEY_ID)

@@ -64,3 +64,25 @@ async def test_a_call_without_a_caller_is_dropped() -> None:
 
     assert made == []
     workers.close()
+
+
+async def test_owners_take_turns_and_the_one_that_fills_the_queue_makes_room() -> None:
+    workers, gate, made = WorkerThreads("test", threads=1, max_waiting=3), threading.Event(), list[str]()
+
+    def ask(owner: str) -> asyncio.Task[None]:
+        return asyncio.create_task(workers.run(lambda: made.append(owner), owner))
+
+    begun = threading.Event()
+    busy = asyncio.create_task(workers.run(lambda: (begun.set(), gate.wait(60)), "many"))
+    await asyncio.to_thread(begun.wait, 60)
+    many = [ask("many") for _ in range(3)]
+    few = ask("few")
+    await asyncio.wait([many[2]], timeout=60)
+    gate.set()
+    await asyncio.gather(busy, few, *many[:2])
+
+    with pytest.raises(Overloaded):
+        many[2].result()
+    assert made == ["many", "few", "many"]
+    assert await workers.run(lambda: "again", "many") == "again"
+    workers.close()

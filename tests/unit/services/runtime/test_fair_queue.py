@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.services.quote_helper.peers import FairQueue
+from confcom.services.runtime.listener import FairQueue
 
 
 @pytest.fixture
