@@ -234,8 +234,9 @@ def parse_policy(text: str, *, in_force: bool = False) -> PolicyText:
 
 
 def is_reserved(claim: str) -> bool:
-    """Whether only the service issues this claim."""
-    return claim in RESERVED or claim.startswith(RESERVED_PREFIXES)
+    """Whether only the service issues this claim, in any spelling: Go's JSON reader takes a name in other case too."""
+    name = claim.casefold()
+    return name in RESERVED or name.startswith(RESERVED_PREFIXES)
 
 
 def lint_policy(text: str) -> tuple[PolicyText, tuple[Defect, ...]]:

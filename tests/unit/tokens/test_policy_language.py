@@ -130,7 +130,11 @@ def test_what_breaks_the_grammar_is_refused_at_its_place(
 
 
 @pytest.mark.parametrize(
-    "name", ["nonce", "iss", "exp", "confcom-nonce-bound", "x-ms-sgx-ehd", "x-ms-policy-signer", "tdx_rtmr0", "cnf"]
+    "name",
+    [
+        *("nonce", "iss", "exp", "confcom-nonce-bound", "x-ms-sgx-ehd", "x-ms-policy-signer", "tdx_rtmr0", "cnf"),
+        *("Iss", "X-MS-SGX-MRENCLAVE", "x-m\u017f-sgx-ehd"),
+    ],
 )
 def test_a_claim_of_the_service_is_issued_by_no_policy(name: str) -> None:
     text = _issue(f'\n c:[type=="a"] => issue(value=c.value, type="{name}"); => issue(type="b", value=1);')
