@@ -350,6 +350,7 @@ def _sqlite_fault(code: int) -> str:
 _SQLSTATES: Mapping[str, str] = {
     "08": "unreachable",  # connection exceptions
     "57P": "unreachable",  # the server stops or starts
+    "25006": "busy",  # the server is read-only: another one took over, or a disk is full
     "40": "busy",  # serialization failures, deadlocks
     "55P03": "busy",  # a lock was not to be had in time
     "25P03": "busy",  # a transaction waited too long for this process

@@ -15,6 +15,8 @@ CONNECT_TIMEOUT = 5
 """Seconds to connect to one address of the server."""
 STATEMENT_TIMEOUT = 15.0
 """Seconds of one statement; the server ends it."""
+READ_ONLY = "25006"
+"""SQLSTATE of a server that another one has taken over from, or that lacks space: a new connection finds the other."""
 ANSWER_TIMEOUT = STATEMENT_TIMEOUT + 5
 """Seconds after which a connection without an answer is given up: the server or the network is gone."""
 _KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
@@ -63,6 +65,11 @@ def engine(url: sa.URL, *, connections: int, busy_timeout: float) -> sa.Engine:
             f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}; SET lock_timeout = {int(busy_timeout * 1000)}; "
             f"SET idle_in_transaction_session_timeout = {int(ANSWER_TIMEOUT * 1000)}"
         )
+
+    @event.listens_for(made, "handle_error")
+    def _(failed: sa.engine.ExceptionContext) -> None:
+        if getattr(failed.original_exception, "sqlstate", None) == READ_ONLY:
+            failed.is_disconnect = True
 
     ping = made.dialect.do_ping
     made.dialect.do_ping = lambda dbapi_connection: not _has_input(dbapi_connection) or ping(dbapi_connection)  # type: ignore[method-assign]

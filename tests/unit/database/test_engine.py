@@ -407,6 +407,19 @@ def test_connections_that_the_server_ended_are_not_used_again(proxied: tuple[Dat
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
+def test_a_server_that_became_read_only_is_connected_to_again(database: Database) -> None:
+    """Another server may have taken over, which only a new connection finds."""
+    with database.write() as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnavailable, match="read-only"), database.write() as connection:
+        connection.execute(sa.insert(NUMBERS), {"number": 1})
+    with database.write(single=True) as connection:
+        connection.execute(sa.insert(NUMBERS), {"number": 2})
+    assert numbers(database) == [2]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
 def test_a_look_up_that_breaks_is_an_error_of_ours(proxied: tuple[Database, TcpProxy]) -> None:
     database, proxy = proxied
 
