@@ -131,6 +131,9 @@ def test_verify_on_the_command_line(
     assert f"accepted: a token of {service.url}" in said
     assert "SIMULATED" in said
     assert verify("--allow-simulated", file="answer.json")[0] == 0
+    over = NOW + timedelta(hours=8, seconds=30)  # eight hours are a token's life, clocks may differ by a minute
+    code, said = verify("--allow-simulated", "--at", f"{over:%Y-%m-%dT%H:%M:%SZ}")
+    assert (code, "over since 0:00:30, as far as clocks may differ" in said) == (0, True)
     code, said = verify("--json")
     assert code == 5
     assert json.loads(said)["error"]["code"] == "token-refused"

@@ -13,7 +13,7 @@ from confcom.cli.streams import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
 
 if TYPE_CHECKING:
-    from confcom.tokens.verification import PinnedKey, TokenPolicy
+    from confcom.tokens.verification import PinnedKey, TokenPolicy, VerifiedToken
 
 
 @click.group()
@@ -83,7 +83,6 @@ def verify(
         pinned = KeySet.parse(read_input(keys, MAX_KEY_SET, "key set"), fetched=now, max_age=timedelta.max)
         verified = verify_token(text, pinned, issuer=issuer, now=now)
         _policy(**expected).check(verified)
-        claims = verified.stated
         vouching = None
         if issuer_policy is not None:
             vouching = _vouching_enclave(verified.key, issuer_policy, collateral, trust_root, now)
@@ -96,7 +95,7 @@ def verify(
         enclave = {} if vouching is None else {"key_attested_by": vouching}
         print_json({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id} | enclave)
     else:
-        _show(claims, verified.key.key_id, now)
+        _show(verified, now)
         if vouching is not None:
             click.echo(printable(f"  {'key':>10} attested by the enclave {vouching.get('mr_enclave')}"))
     return ExitCode.OK
@@ -148,9 +147,10 @@ def _policy(
     )
 
 
-def _show(claims: dict[str, Any], key_id: str, now: datetime) -> None:
-    left = timedelta(seconds=int(claims["exp"] - now.timestamp()))
-    click.echo(printable(f"accepted: a token of {claims['iss']}, key {key_id}, in force for {left} more"))
+def _show(token: VerifiedToken, now: datetime) -> None:
+    claims, left = token.stated, timedelta(seconds=int(token.claims["exp"] - now.timestamp()))
+    force = f"in force for {left} more" if left > timedelta() else f"over since {-left}, as far as clocks may differ"
+    click.echo(printable(f"accepted: a token of {token.claims['iss']}, key {token.key.key_id}, {force}"))
     for name in ("x-ms-sgx-mrenclave", "x-ms-sgx-mrsigner", "x-ms-sgx-product-id", "x-ms-sgx-svn", "tdx_mrtd"):
         if name in claims:
             click.echo(printable(f"  {name.rpartition('-')[2]:>10} {claims[name]}"))

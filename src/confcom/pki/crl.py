@@ -49,6 +49,8 @@ _CRL_NUMBER = oid("2.5.29.20")
 _REQUIRED = {_CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}
 # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
 _PARTIAL = {oid("2.5.29.27"), oid("2.5.29.28")}  # deltaCRLIndicator, issuingDistributionPoint
+_CRITICAL = bytes.fromhex("0101ff")
+"""How an extension says that it is critical."""
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -139,7 +141,8 @@ class Crl(msgspec.Struct, frozen=True):
     ) -> None:
         """Check that the certificate's subject issued this list and its key signed it.
 
-        A list of another issuer is a `MismatchError`, a signature that does not match a `SignatureError`.
+        A list of another issuer is a `MismatchError`, a signature that does not match a `SignatureError`, an entry with
+        a critical extension a `FormatError`.
         """
         if self.issuer != issuer_certificate.subject:
             raise MismatchError(
@@ -157,6 +160,20 @@ class Crl(msgspec.Struct, frozen=True):
                 expected="a signature by the key of its issuer",
                 found=self.signature.hex(),
             )
+        if self._entries is not None and _CRITICAL in self.der:
+            _check_entries(self._entries, what)
+
+
+def _check_entries(entries: x509.CertificateRevocationList, what: str) -> None:
+    """Refuse a list with a critical extension in an entry: it may say nothing about any certificate (RFC 5280 §5.3)."""
+    wrong = ""
+    try:
+        if any(extension.critical for entry in entries for extension in entry.extensions):
+            wrong = "has an entry with a critical extension"
+    except UNREADABLE as error:
+        wrong = f"cannot be read: {der_reason(error)}"
+    if wrong:
+        raise FormatError(wrong, structure=what, field="revokedCertificates")
 
 
 def _number(extensions: Mapping[bytes, tuple[bool, bytes]], structure: str) -> int:

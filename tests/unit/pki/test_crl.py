@@ -189,6 +189,29 @@ def test_a_changed_list_is_forged() -> None:
         crl.verify_signature(ROOT, step="(2)", what="the CRL")
 
 
+def _with_entry(serial: int, extension: x509.ExtensionType, *, critical: bool) -> Crl:
+    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(intel.ISSUE)
+    builder = x509.CertificateRevocationListBuilder(intel.name(intel.ROOT_NAME), intel.ISSUE, intel.NEXT)
+    builder = builder.add_extension(x509.CRLNumber(7), critical=False).add_extension(*AKI)
+    builder = builder.add_revoked_certificate(entry.add_extension(extension, critical).build())
+    return Crl.parse(builder.sign(intel.ROOT, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def test_a_list_with_a_critical_extension_in_an_entry_says_nothing() -> None:
+    """RFC 5280, section 5.3: it must not be used to determine the status of any certificate."""
+    usual = _with_entry(0x0101FF, STRANGER, critical=False)
+    usual.verify_signature(ROOT, step="(2)", what="the CRL")
+    assert usual.revoked(0x0101FF)
+    with pytest.raises(FormatError, match=r"the CRL\.revokedCertificates: has an entry with a critical extension"):
+        _with_entry(3, STRANGER, critical=True).verify_signature(ROOT, step="(2)", what="the CRL")
+
+
+def test_an_entry_that_cannot_be_read_makes_no_traceback() -> None:
+    reason = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.21"), b"\x05\x00")
+    with pytest.raises(FormatError, match=r"the CRL\.revokedCertificates: cannot be read"):
+        _with_entry(3, reason, critical=True).verify_signature(ROOT, step="(2)", what="the CRL")
+
+
 def test_a_signature_with_unused_bits_is_malformed() -> None:
     der = next(der for der in (intel.crl(number=number) for number in range(1, 50)) if der[-1] % 2 == 0)
     size = len(x509.load_der_x509_crl(der).signature)
