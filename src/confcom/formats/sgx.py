@@ -72,6 +72,8 @@ class ReportBody(Record):
     report_data: Annotated[bytes, raw(64)]
 
 
+BODY, KEY_ID, MAC = slice(384), slice(384, 416), slice(416, 432)
+"""Where they stand in a report, for quotes, which are made without unpacking one."""
 SDK_SIMULATION_KEY_ID = b"\xff\x00" * 8 + bytes(16)
 """KEYID of every report that Intel's SDK makes in simulation mode (SGX_MODE=SIM), 32 bytes."""
 
@@ -87,7 +89,7 @@ class Report(Record):
     @property
     def is_of_sdk_simulation(self) -> bool:
         """Whether an enclave of Intel's SDK in simulation mode (SGX_MODE=SIM) made it; a CPU draws its key id."""
-        return self.key_id == SDK_SIMULATION_KEY_ID
+        return bytes(self)[KEY_ID] == SDK_SIMULATION_KEY_ID
 
 
 @dataclass(frozen=True, slots=True)

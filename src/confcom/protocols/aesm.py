@@ -169,8 +169,8 @@ Response: TypeAlias = DcapResponse | LegacyResponse
 class Exchange:
     """One kind of request and its response.
 
-    `number` is the field of both in their envelopes, `field` the common part of the two field names, `name` the one for
-    logs and messages, such as `GetQuoteEx`.
+    `number` is the field of both in their envelopes, `field` the common part of the two field names there, `name` the
+    one for logs and messages, such as `GetQuoteEx`.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Exchange:
         response: type[Response] = LegacyResponse,
     ) -> None:
         self.number = number
-        self.field = field
+        self.request_field, self.response_field = f"{field}Req", f"{field}Res"
         self.name = name
         self.request = request
         self.response = response
@@ -257,25 +257,25 @@ def refusal(request: Request | IncompleteRequest, status: AesmStatus) -> Respons
 
 def parse_request(data: bytes) -> Request | IncompleteRequest:
     """Read a protobuf `Request`; no known request in it is a violation of the protocol."""
-    found = _parse(pb.Request(), data).ListFields()
+    found = _parse(pb.Request, data).ListFields()
     if not found:
         raise RemoteProtocolError("the message holds no request that AESM knows")
     # One is the rule; of several, the order of dispatch decides, not the order on the wire.
     first = found[0] if len(found) == 1 else min(found, key=lambda present: _ORDER[present[0].number])
     exchange = _BY_NUMBER[first[0].number]
     values: dict[str, Any] = {item.name: value for item, value in first[1].ListFields()}
-    missing = tuple(name for name in exchange.required if name not in values)
+    missing = [name for name in exchange.required if name not in values]
     if missing:
-        return IncompleteRequest(exchange, missing, values)
+        return IncompleteRequest(exchange, tuple(missing), values)
     return LegacyRequest(exchange, values) if exchange.request is LegacyRequest else exchange.request(**values)
 
 
 def parse_response(data: bytes, exchange: Exchange) -> Response:
     """Read a protobuf `Response` that must answer this exchange; without an errorCode it is an error (1)."""
-    envelope = _parse(pb.Response(), data)
-    if not envelope.HasField(f"{exchange.field}Res"):
+    envelope = _parse(pb.Response, data)
+    if not envelope.HasField(exchange.response_field):
         raise RemoteProtocolError(f"the message is no answer to {exchange.name}")
-    message = getattr(envelope, f"{exchange.field}Res")
+    message = getattr(envelope, exchange.response_field)
     values: dict[str, Any] = {item.name: value for item, value in message.ListFields()}
     status = AesmStatus(message.errorCode)
     values.pop("errorCode", None)
@@ -286,43 +286,35 @@ def parse_response(data: bytes, exchange: Exchange) -> Response:
 
 def request_bytes(request: DcapRequest) -> bytes:
     """Write a request as protobuf."""
-    envelope = pb.Request()
-    message = getattr(envelope, f"{exchange_of(request).field}Req")
-    return _write(envelope, message, values_of(request))
+    return _write(pb.Request, exchange_of(request).request_field, values_of(request))
 
 
 def response_bytes(response: Response, exchange: Exchange) -> bytes:
     """Write a response as protobuf; errorCode is always on the wire."""
-    envelope = pb.Response()
-    message = getattr(envelope, f"{exchange.field}Res")
-    message.errorCode = response.status
-    return _write(envelope, message, values_of(response))
+    return _write(pb.Response, exchange.response_field, {"errorCode": response.status, **values_of(response)})
 
 
 def values_of(message: Request | Response | IncompleteRequest) -> Mapping[str, Value]:
     """The fields of a message except its status; None or left out: not on the wire."""
     if isinstance(message, (*_OF_ANY_EXCHANGE, LegacyResponse)):
         return message.values
-    return {name: getattr(message, name) for name in message.__struct_fields__ if name != "status"}
+    fields = msgspec.structs.asdict(message)
+    fields.pop("status", None)
+    return fields
 
 
-def _parse(envelope: _Envelope, data: bytes) -> _Envelope:
+def _parse(envelope: type[_Envelope], data: bytes) -> _Envelope:
     try:
-        envelope.MergeFromString(data)
+        return envelope.FromString(data)
     except DecodeError as error:
         raise RemoteProtocolError("the message is not protobuf") from error
-    return envelope
 
 
-def _write(envelope: Message, message: Message, values: Mapping[str, Value]) -> bytes:
-    message.SetInParent()
+def _write(envelope: type[Message], field: str, values: Mapping[str, Value]) -> bytes:
     try:
-        for name, value in values.items():
-            if value is not None:
-                setattr(message, name, value)
-        return envelope.SerializeToString()
+        return envelope(**{field: values}).SerializeToString()  # None is left out
     except (TypeError, ValueError, EncodeError) as error:
-        raise LocalProtocolError(f"{type(message).__name__} cannot be written: {error}") from error
+        raise LocalProtocolError(f"{field} cannot be written: {error}") from error
 
 
 MAX_REQUEST = 64 * 1024

@@ -26,7 +26,7 @@ from confcom.formats.quote import (
     QuoteSignature,
     TeeType,
 )
-from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
+from confcom.formats.sgx import BODY, AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, TdReportBody10, TdReportBody15
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure
 from confcom.simulator.keys import aes_cmac, derive_p256_key, raw_public_key, sign_raw
@@ -121,7 +121,7 @@ class QuotingEnclave:
     def quote(self, report: Report) -> bytes:
         """Check the report's MAC, then sign its body; `ReportRejected` if it was not made for this QE here."""
         self._enclave.verify_report(report)
-        signed = self._before_body + bytes(report.body)
+        signed = self._before_body + bytes(report)[BODY]
         return b"".join((signed, self._before_signature, sign_raw(self._key, signed), self._after_signature))
 
     def report_on(self, quote: bytes, info: QeReportInfo, report: Report) -> QeReportInfo:

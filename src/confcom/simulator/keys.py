@@ -54,11 +54,13 @@ def sign_raw(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-_aes = lru_cache(maxsize=64)(AES)  # the same few keys, thousands of times a second
+@lru_cache(maxsize=64)
+def _cmac(key: bytes) -> CMAC:
+    return CMAC(AES(key))
 
 
 def aes_cmac(key: bytes, message: bytes) -> bytes:
     """AES-128-CMAC, 16 bytes (NIST SP 800-38B)."""
-    mac = CMAC(_aes(key))
+    mac = _cmac(key).copy()  # the same few keys, thousands of times a second
     mac.update(message)
     return mac.finalize()

@@ -22,7 +22,7 @@ from typing import Annotated, Self
 import msgspec
 
 from confcom.errors import ConfigError, FormatError, NativeError, ReportRejected
-from confcom.formats.sgx import AttributeFlags, Report, ReportBody, TargetInfo
+from confcom.formats.sgx import BODY, KEY_ID, MAC, AttributeFlags, Report, ReportBody, TargetInfo
 from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded
 from confcom.simulator.declaration import EnclaveDeclaration
@@ -157,8 +157,9 @@ class SimulatedEnclave:
     def verify_report(self, report: Report) -> None:
         """Check that a report was made for this enclave, on this machine, at its present TCB."""
         self._machine.scheme_of(report).check_origin(report, self._machine.tcb.cpu_svn)
-        expected = aes_cmac(self._report_key(report), bytes(report.body))
-        if not hmac.compare_digest(expected, report.mac):
+        data = bytes(report)
+        expected = aes_cmac(self._report_key(report), data[BODY])
+        if not hmac.compare_digest(expected, data[MAC]):
             raise ReportRejected("the report's MAC is wrong: it was altered, or made elsewhere or for another enclave")
 
     def seal_key(self, label: bytes, *, isv_svn: int, cpu_svn: bytes | None = None) -> bytes:
@@ -175,7 +176,8 @@ class SimulatedEnclave:
 
     def _report_key(self, report: Report) -> bytes:
         # The reports of a machine's own enclaves share key id and CPUSVN, so remembering one key is enough.
-        inputs = report.key_id, bytes(report.body)[CPU_SVN]
+        data = bytes(report)
+        inputs = data[KEY_ID], data[CPU_SVN]
         if self._key_inputs != inputs:
             machine = self._machine
             self._key = machine.scheme_of(report).report_key(machine.processor, self.target_info, *inputs)

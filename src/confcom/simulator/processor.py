@@ -133,7 +133,7 @@ class Processor:
 
 
 CPU_SVN = ReportBody.place("cpu_svn")
-"""Where it stands in a report body, for quotes, which read no other field."""
+"""Where it stands in a report, which its body begins, and in the body."""
 
 
 class ReportScheme:
@@ -159,7 +159,7 @@ class ReportScheme:
 
         A microcode update changes CPUSVN, and the report key with it.
         """
-        if bytes(report.body)[CPU_SVN] != machine_cpu_svn:
+        if bytes(report)[CPU_SVN] != machine_cpu_svn:
             raise ReportRejected("the report was made at another CPUSVN than the machine's present one")
 
 
