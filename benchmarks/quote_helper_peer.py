@@ -1,6 +1,7 @@
 """The quote helper beside other AESM servers, in turns of one run: quotes per second, p99, processor time per quote.
 
-The peers are Intel's own server code, where AESM_SOURCE names its source (`aesm_intel`), and a plain C service.
+The peers are Intel's own server code, where AESM_SOURCE names its source (`aesm_intel`), and a plain C service; beside
+the QE in software also the least that one thread of Python can do (`aesm_bare`): accept, receive, sign, send, close.
 
 First with a QE in software: ours is the simulated platform, the peers spin for one P-256 signature of this machine.
 Then with a QE that takes as long as one in hardware (`QE_SECONDS`, processor time, spun in all): ours is behind
@@ -33,6 +34,8 @@ from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.request_log import RequestLog
 
 OURS = "ours"
+Commands = dict[str, list[Path]]
+"""Peer → the words that start it, before its arguments."""
 Turn = tuple[Load, float]
 """What the clients of one turn saw, and the server's processor seconds per quote."""
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,16 +54,17 @@ CLIENTS = (1, 4, 16, 64)
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         stage = Stage(Path(name))
-        programs = {"C service": stage.build("aesm_reference")}
+        programs: Commands = {"C service": [stage.build("aesm_reference")]}
         intel = build_intel_server(stage.folder)
         if isinstance(intel, Path):
-            programs = {"Intel's server": intel, **programs}
+            programs = {"Intel's server": [intel], **programs}
         else:
             print(f"  without Intel's server: {intel}")
         quotes = stage.requests()["quotes"]
         work = _signature_seconds()
         ours = stage.start()
-        yield from _beside(stage, ours, quotes, programs, work, "QE in software", SECONDS)
+        bare: Commands = {"bare Python": [Path(sys.executable), Path(__file__).with_name("aesm_bare.py")]}
+        yield from _beside(stage, ours, quotes, programs | bare, work, "QE in software", SECONDS)
         request = GetQuoteExRequest(bytes(432), STAND_IN_QUOTE, bytes(ECDSA_P256_KEY_ID))
         quotes = asked(request, STAND_IN_QUOTE)
         ours = _start_on_stand_in(stage)
@@ -72,7 +76,7 @@ def _beside(
     stage: Stage,
     ours: subprocess.Popen[str],
     quotes: Asked,
-    programs: dict[str, Path],
+    programs: Commands,
     work: float,
     qe: str,
     seconds: float,
@@ -80,8 +84,8 @@ def _beside(
     places = {OURS: stage.path}
     processes = {OURS: ours}
     for name, program in programs.items():
-        places[name] = stage.folder / f"{program.name}.socket"
-        command = [str(program), str(places[name]), str(quotes.least + 14), str(int(work * 1e9))]
+        places[name] = stage.folder / f"{program[-1].name}.socket"
+        command = [*map(str, program), str(places[name]), str(quotes.least + 14), str(int(work * 1e9))]
         processes[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         _wait_until_ready(processes[name])
     try:
