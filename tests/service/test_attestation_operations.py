@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import select
 import socket
 import sqlite3
 import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -290,6 +291,27 @@ def test_an_address_that_fills_the_queue_makes_room_for_others(tmp_path: Path, w
         finally:
             done.set()
         assert set().union(*(each.result() for each in floods)) == {200, 503}
+
+
+def test_large_bodies_under_way_are_bounded_together(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.MAX_LARGE", 3 << 19)
+    size = 1 << 20
+    with running(tmp_path, world) as service, ExitStack() as stack:
+        host, _, port = service.url.removeprefix("http://").removesuffix("/simulated").partition(":")
+        head = f"POST /simulated/attest/SgxEnclave?{API} HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+        clients = [stack.enter_context(socket.create_connection((host, int(port)), timeout=120)) for _ in range(2)]
+        for client in clients:
+            client.sendall(head.encode() + b" " * (size - 1))
+        refused = next(client for client in clients if select.select(clients, [], [], 120)[0] == [client])
+        assert refused.recv(16) == b"HTTP/1.1 503 Ser"
+        # The other one is still received, and small bodies are.
+        assert service.attest(enclave_quote(world)).status == 200
+        (other,) = (client for client in clients if client is not refused)
+        other.sendall(b" ")
+        assert other.recv(12) == b"HTTP/1.1 400"
+        assert service.ask(f"/attest/SgxEnclave?{API}", b" " * size).status == 400
 
 
 def test_garbage_of_one_address_is_counted_and_not_all_of_it_recorded(

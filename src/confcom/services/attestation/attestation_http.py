@@ -36,13 +36,7 @@ from confcom.services.attestation.administrators import (
     NotAnAdministrator,
 )
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
-from confcom.services.attestation.attestation_store import (
-    AttestationStore,
-    AuditWriter,
-    RecordFilter,
-    Row,
-    as_line,
-)
+from confcom.services.attestation.attestation_store import AttestationStore, AuditWriter, RecordFilter, Row, as_line
 from confcom.services.attestation.lockstep import Lockstep, Outcome
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.allowances import Allowance, address_of
@@ -60,6 +54,8 @@ _PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API
 """The query strings that clients send."""
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is in memory."""
+MAX_LARGE = 64 << 20
+"""Bytes of all bodies that are being received and have more than `MAX_IN_LOOP`."""
 WRONG_TOKENS = 5
 """Of one address in a minute; beyond it administration waits."""
 REFUSED_RECORDED = 60
@@ -104,12 +100,7 @@ register_url_convertor("plain", _PlainName())
 class AttestationMetrics(Collector):
     """What the service counts. `docs/reference/attestation-service.md` explains each."""
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        keys: Callable[[], SigningKeys],
-        store: AttestationStore,
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry, keys: Callable[[], SigningKeys], store: AttestationStore) -> None:
         self.registry = registry
         self._keys = keys
         registry.register(self)
@@ -173,6 +164,7 @@ class AttestationApp:
         self._issuer = issuer
         self._administrators = administrators
         self.max_body = max_body
+        self._large = 0
         self._allowed = attest_per_minute
         self._appraisals = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
@@ -400,15 +392,23 @@ class AttestationApp:
 
     async def body(self, receive: Receive) -> bytes:
         """The body of a request, at most `max_body` bytes."""
-        body, more = bytearray(), True
-        while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
-            body += event.get("body", b"")
-            if len(body) > self.max_body:
-                raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
-            more = event.get("more_body", False)
+        body, more, large = bytearray(), True, 0
+        try:
+            while more:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
+                body += event.get("body", b"")
+                if len(body) > self.max_body:
+                    raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
+                if len(body) > MAX_IN_LOOP:
+                    self._large += len(body) - large
+                    large = len(body)
+                    if self._large > max(MAX_LARGE, self.max_body):
+                        raise HttpRefusal(503, "ServerBusy", "too many large bodies are under way", retry_after=1)
+                more = event.get("more_body", False)
+        finally:
+            self._large -= large
         return bytes(body)
 
     def limit(self, scope: Message) -> None:
