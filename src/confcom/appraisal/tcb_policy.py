@@ -54,7 +54,7 @@ class AcceptTcb:
         return (*checks, *_explain(verified), *_explain_levels(verified))
 
     def _judge(self, identifier: str, ok: bool, tcb: TcbEvaluation, tee: TeeType) -> Check:
-        return Check(identifier, ok, self._names, _describe(tcb), "" if ok else _advice(tcb.status, tee))
+        return Check(identifier, ok, self._names, _describe(tcb), "" if ok else _advice(tcb, tee))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +149,29 @@ def _explain_levels(verified: VerifiedQuote) -> Iterator[Check]:
             yield finding("tdx-module", False, f"a {what} that is up to date", found, "Update the TDX module.")
 
 
-def _advice(status: TcbStatus | None, tee: TeeType) -> str:
-    if status is TcbStatus.REVOKED:
+def _advice(tcb: TcbEvaluation, tee: TeeType) -> str:
+    if tcb.status is TcbStatus.REVOKED:
         return "Intel revoked this TCB level: the platform must not be trusted until it has been updated."
-    if status is None:
-        return "Update BIOS and microcode of the platform and let it fetch a new PCK certificate; nothing accepts this."
-    if "OutOfDate" in status:
-        return (
-            "Update BIOS and microcode of the platform and let it fetch a new PCK certificate; "
-            "until then, accept the status on purpose with --accept-tcb."
-        )
-    if "Relaunch" in status:
+    if tcb.status is None:
+        return f"Update {_behind(tcb)}; nothing accepts this."
+    if "OutOfDate" in tcb.status:
+        return f"Update {_behind(tcb)}; until then, accept the status on purpose with --accept-tcb."
+    if "Relaunch" in tcb.status:
         return "Start the TD again: the TDX module was updated under it."
+    who = "the enclave" if tee is TeeType.SGX else "the TD"
+    check, source = ("named advisories", "they say") if tcb.advisory_ids else ("platform", "Intel says of this status")
     return (
-        f"Check the named advisories: {'the enclave' if tee is TeeType.SGX else 'the TD'} must be hardened or the "
-        "platform configured as they say; then accept the status on purpose with --accept-tcb."
+        f"Check the {check}: {who} must be hardened or the platform configured as {source}; "
+        "then accept the status on purpose with --accept-tcb."
     )
+
+
+def _behind(tcb: TcbEvaluation) -> str:
+    """What has to be updated: the platform, or only what runs on it."""
+    if tcb.status is None and tcb.current and tcb.launch and not tcb.launch.missing:
+        tcb = tcb.current
+    if tcb.platform is None or "OutOfDate" in tcb.platform.tcb_status:
+        return "BIOS and microcode of the platform and let it fetch a new PCK certificate"
+    if tcb.qe is None or "OutOfDate" in tcb.qe.tcb_status:
+        return "the quoting enclave"
+    return "the TDX module"

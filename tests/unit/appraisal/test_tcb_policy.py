@@ -18,7 +18,10 @@ UP_TO_DATE = AcceptTcb([TcbStatus.UP_TO_DATE])
 
 @pytest.fixture
 def verify(world, make_quote, verifier, now):
-    return lambda days=0: verifier.verify(make_quote(), world.publish(), now=now + timedelta(days=days))
+    def verify(days=0, *, any_tcb=False):
+        return verifier.verify(make_quote(), world.publish(), now=now + timedelta(days=days), any_tcb=any_tcb)
+
+    return verify
 
 
 def test_an_old_platform_is_told_which_component_is_too_low(world, verify) -> None:
@@ -32,6 +35,24 @@ def test_an_old_platform_is_told_which_component_is_too_low(world, verify) -> No
     assert found[1].found == str(needed - 1)
     assert "INTEL-SA-01234" in found[0].found
     assert f"is {needed - 1}, level UpToDate of 2026-06 needs {needed}" in found[1].advice
+
+
+def test_advice_names_what_is_behind(world, verify) -> None:
+    """A new BIOS does not help where the quoting enclave alone is old."""
+    newest = world.authority.qe_identity.levels[0]
+    newest.status = "OutOfDate"
+    assert UP_TO_DATE.check(verify())[0].advice.startswith("Update the quoting enclave; until then")
+    newest.isv_svn, world.authority.qe_identity.levels = 0xFFFF, [newest]
+    assert UP_TO_DATE.check(verify(any_tcb=True))[0].advice == "Update the quoting enclave; nothing accepts this."
+    newest.isv_svn, newest.status = 0, "UpToDate"
+    world.authority.set_status("OutOfDate")
+    assert UP_TO_DATE.check(verify())[0].advice.startswith("Update BIOS and microcode of the platform")
+
+
+@pytest.mark.parametrize(("advisories", "said"), [(["INTEL-SA-00334"], "named advisories"), ([], "platform")])
+def test_advisories_are_to_be_read_where_some_are_named(world, verify, advisories: list[str], said: str) -> None:
+    world.authority.set_status("SWHardeningNeeded", advisories)
+    assert UP_TO_DATE.check(verify())[0].advice.startswith(f"Check the {said}: the enclave must be hardened")
 
 
 def test_a_platform_that_is_accepted_is_told_nothing_of_components(verify) -> None:
