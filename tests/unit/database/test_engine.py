@@ -331,7 +331,7 @@ def test_a_server_is_known_by_its_certificate(postgres: PostgresServer, monkeypa
     if not isinstance(postgres, OwnServer):
         pytest.skip("the certificate of a server that CONFCOM_TEST_POSTGRES names is not known here")
     # As for a server elsewhere: no host counts as this machine.
-    monkeypatch.setattr(engine, "_on_this_machine", lambda _: False)
+    monkeypatch.setattr(engine, "on_this_machine", lambda _: False)
     monkeypatch.setenv("PGSSLROOTCERT", str(postgres.authority))
     named = postgres.of("postgres").replace("127.0.0.1", "localhost")
     database = Database(DatabaseAddress.parse(named))
