@@ -16,13 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli import demo_refusals
+from confcom.cli import demo_refusals, demo_stage
 from confcom.cli.demo_stage import open_stage
 from confcom.cli.root import run
 from confcom.errors import ExitCode
-
-LIMIT = 20.0
-"""Seconds; ten on an idle machine, and the tests are not alone."""
 
 
 @pytest.fixture
@@ -218,3 +215,11 @@ def test_an_expectation_that_is_not_met_makes_it_fail(
     out = capsys.readouterr().out
     assert "NOT as it should be: A genuine quote (nothing was changed)" in out
     assert "min-isv-svn: found security version 2" in out
+
+
+def test_a_peer_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_stage, "PEER_TIMEOUT", 0.1)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    outcome = demo_stage._finish("A", process)
+    assert (outcome.code, outcome.lines) == (-9, ("A: it had not ended after 0.1 s",))

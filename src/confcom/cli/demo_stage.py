@@ -27,10 +27,12 @@ from confcom.protocols.aesm import VARIABLE
 SAMPLES = ("remote_attestation/peer.py", "local_attestation/neighbours.py")
 MAX_SOCKET_PATH = 60
 """Bytes of a temporary folder's name that leave enough for a socket in it; the kernel takes 107 in all."""
-START_TIMEOUT = 20.0
-"""Seconds for the helper to be ready."""
-PEER_TIMEOUT = 20.0
-"""Seconds for one meeting of the peers."""
+START_TIMEOUT = 120.0
+"""Seconds for the helper to be ready; on an idle machine it takes one. Limits are there against hanging."""
+PEER_TIMEOUT = 120.0
+"""Seconds for one meeting of the peers; on an idle machine it takes one."""
+LOG_TIMEOUT = 30.0
+"""Seconds for a line of the helper's log, which may be later than the answer that it is about."""
 PREFIX = "confcom-demo-"
 """The temporary folders' names begin with it."""
 ABANDONED = 60.0
@@ -137,8 +139,8 @@ class Stage:
         return served
 
     def wait_for_quotes(self, count: int) -> list[int]:
-        """`quotes_served` once there are that many: a log line may be later than its answer."""
-        deadline = time.monotonic() + 1.0
+        """`quotes_served` once there are that many, or what there is after `LOG_TIMEOUT`."""
+        deadline = time.monotonic() + LOG_TIMEOUT
         while len(served := self.quotes_served()) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         return served
@@ -268,6 +270,7 @@ def _finish(name: str, process: subprocess.Popen[bytes]) -> PeerOutcome:
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
+        err += f"{name or 'neighbours'}: it had not ended after {PEER_TIMEOUT:g} s".encode()
     return PeerOutcome(
         name, process.pid, process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
     )
