@@ -72,8 +72,9 @@ WITHOUT_TOOLS = (["demo"], ["run", "confcom"], ["run", "bash"])
 """What a user runs; everything else needs the development tools."""
 
 
-def fail(message: str) -> NoReturn:
-    sys.exit(f"dev: {message}")
+def fail(message: str, code: int = 1) -> NoReturn:
+    say(message)
+    sys.exit(code)
 
 
 def digest(*parts: bytes) -> str:
@@ -96,7 +97,7 @@ def set_up(*, tools: bool) -> None:
         if matches():
             return
         started = time.monotonic()
-        say(f"setting up .venv for {'development' if tools else './dev demo'} (once)")
+        say(f"setting up .venv {'for development' if tools else 'to run confcom'} (once)")
         if mark("run") != base:
             make_environment(lock)
             with marked("run", base):
@@ -146,7 +147,8 @@ def install(what: str, lock: int, *words: str) -> None:
     pip = [str(BIN / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
     locks = [Path(word) for word in words if word.endswith(".txt")]
     total = sum(len(re.findall(r"^[\w.-]+==", path.read_text(), re.MULTILINE)) for path in locks)
-    step(what, [*pip, *words], lock, total)
+    index = "; packages come from the index that pip is set up for: check the network, the proxy and `pip config list`"
+    step(what, [*pip, *words], lock, total, advice=index)
 
 
 def step(what: str, command: list[str], lock: int, total: int = 0, *, advice: str = "") -> None:
@@ -210,9 +212,12 @@ def usage() -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage())
+        return 0
     if not arguments or arguments[0] not in TASKS:
         print(usage(), file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        fail(f"there is no task {arguments[0]!r}" if arguments else "name a task", 2)
     if arguments == ["run"]:
         fail("run needs a command: ./dev run confcom --help")
     set_up(tools=not any(arguments[: len(words)] == words for words in WITHOUT_TOOLS))

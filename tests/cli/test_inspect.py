@@ -154,6 +154,12 @@ def test_the_answer_of_a_service_is_the_token_in_it(inspect: Inspect) -> None:
     assert inspect(b'{"token": 5}').code == 3
 
 
+def test_what_is_no_token_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("my public key\n")
+    assert run(["token", "inspect", str(path)]) == 3
+
+
 def test_a_member_of_a_token_that_stands_twice_is_named(inspect: Inspect) -> None:
     """Readers differ in which of the two counts."""
     payload = base64.urlsafe_b64encode(b'{"iss": "good", "iss": "evil"}').rstrip(b"=")

@@ -105,7 +105,7 @@ attestation.add_command(migrate_command(_store, "confcom.services.attestation.at
 @click.argument("folder", metavar="DIR", type=FILE)
 @click.option("--simulated", is_flag=True, help="For an instance that judges simulated evidence.")
 def new_keys(folder: Path, simulated: bool) -> None:
-    """Put a new RSA key and a new P-256 key into DIR, the folder of signing keys.
+    """Put new signing keys into DIR: one RSA, one P-256.
 
     A running service publishes them within seconds; they sign after the overlap. Remove the old files then: their
     keys stay published until their last tokens have expired.
@@ -149,7 +149,10 @@ def revoke_key(key_id: str, store: str) -> None:
 @click.option("--since", metavar="RFC3339", help="Records from this time on.")
 @click.option("--until", metavar="RFC3339", help="Records from before this time.")
 def audit(store: str, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
-    """Print the records of appraisals as lines of JSON, the newest first. The service may be running."""
+    """Print appraisals as lines of JSON, the newest first.
+
+    The service may be running.
+    """
     with needing("the audit record", "services,cli"):
         import msgspec
 

@@ -78,7 +78,7 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
 @click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
 @output_options
 def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
-    """Show what a policy would decide, rule by rule, before it is activated.
+    """Show what a policy would decide, rule by rule.
 
     POLICY is text in Azure's policy language, or its JWS. EVIDENCE is a quote, a report or evidence of Open Enclave, or
     the lines of `confcom attestation audit`. Evidence is decided by --current too, a line of the audit record has its

@@ -96,7 +96,7 @@ def collateral(
 @click.option("--svn", metavar="N", type=click.IntRange(0, 0xFFFF), default=1, show_default=True, help="ISVSVN.")
 @click.option("--debug", is_flag=True, help="A debug enclave, which verifiers refuse.")
 def enclave(output: Path, name: str, signer: str | None, product: int, svn: int, debug: bool) -> None:
-    """Write the declaration of an enclave: its identity, for `confcom quote --enclave`."""
+    """Declare an enclave for `confcom quote --enclave`."""
     from confcom.wiring import load_declaration
 
     lines = (
@@ -123,9 +123,10 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
               help="Stand-in of the enclave device.")  # fmt: skip
 @click.option("--for", "seconds", metavar="SECONDS", type=Number(0, MAX_HOLD), help="Default: until it is ended.")
 def hold(epc: str, device: Path, seconds: float | None) -> None:
-    """Hold enclave memory as a simulated enclave, to test the monitoring of EPC. Uses no memory.
+    """Hold enclave memory, to test the monitoring of EPC.
 
-    Run it in a container on a simulated node. What it maps counts as EPC of this container.
+    It acts as a simulated enclave and uses no memory. Run it in a container on a simulated node. What it maps counts
+    as EPC of this container.
     """
     from confcom.devices.declared_node import map_enclave_memory, parse_epc_sizes
 

@@ -25,11 +25,12 @@ def token() -> None:
 @click.argument("file", type=STREAM, metavar="TOKEN")
 @output_options
 @click.pass_context
-def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
+def inspect_token(context: click.Context, file: Path, as_json: bool) -> int:
     """Show header and claims of TOKEN, as `confcom inspect` does. Nothing is verified."""
     from confcom.cli.inspect import inspect
 
-    context.invoke(inspect, file=file, as_json=as_json)
+    code: int = context.invoke(inspect, file=file, as_json=as_json)
+    return code
 
 
 @token.command("verify")
@@ -63,7 +64,7 @@ def verify(
     trust_root: tuple[str, ...],
     **expected: Any,  # noqa: ANN401
 ) -> int:
-    """Verify TOKEN with keys from a file, without a network, and check its claims.
+    """Verify TOKEN offline, with keys from a file, and its claims.
 
     Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
     expectation given here met. With --issuer-policy also: an enclave that the policy accepts vouches for the key.

@@ -230,25 +230,31 @@ def _transport(config: SingleConfig | None) -> _Transport | None:
 
 @contextmanager
 def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
-    """Turn failures of the API into `ClusterRefused` (the server refused) or `ClusterError` (no usable answer)."""
+    """Turn failures of the API into `ClusterRefused` (the server refused) or `ClusterError` (no usable answer).
+
+    `advice` names the rights that the request takes: it is that of `ClusterRefused` alone.
+    """
     try:
         yield
     except ApiError as error:
         status = error.status
-        raise _kind(status.code)(
-            f"{what}: {status.message or error}", status=status.code, reason=status.reason, advice=advice
-        ) from error
+        raise _answered(f"{what}: {status.message or error}", status.code, advice, status.reason) from error
     except httpx2.HTTPStatusError as error:
         # A proxy, or the API server for an unknown group, answers in plain text.
         code = error.response.status_code
-        raise _kind(code)(f"{what}: the server answers with HTTP {code}", status=code, advice=advice) from error
+        raise _answered(f"{what}: the server answers with HTTP {code}", code, advice) from error
     except LightkubeConfigError as error:  # a credential plugin, or the file of a token
-        raise ClusterError(f"{what}: no credentials: {error}", advice=advice) from error
+        raise ClusterError(f"{what}: no credentials: {error}") from error
+    except httpx2.RequestError as error:
+        url = error.request.url
+        raise ClusterError(
+            f"{what}: {str(error) or type(error).__name__} ({url.scheme}://{url.netloc.decode()})"
+        ) from error
     except (httpx2.HTTPError, LoadResourceError) as error:
-        raise ClusterError(f"{what}: {str(error) or type(error).__name__}", advice=advice) from error
+        raise ClusterError(f"{what}: {str(error) or type(error).__name__}") from error
     except _UNREADABLE as error:
         message = f"{what}: the server or a credential plugin gave no usable answer: {type(error).__name__}: {error}"
-        raise ClusterError(message, advice=advice) from error
+        raise ClusterError(message) from error
 
 
 @contextmanager
@@ -261,6 +267,8 @@ def missing_ok() -> Iterator[None]:
             raise
 
 
-def _kind(status: int | None) -> type[ClusterError]:
+def _answered(message: str, status: int | None, advice: str | None, reason: str | None = None) -> ClusterError:
     # A busy server has refused nothing.
-    return ClusterRefused if status is not None and 400 <= status < 500 and status != _BUSY else ClusterError
+    if status is not None and 400 <= status < 500 and status != _BUSY:
+        return ClusterRefused(message, status=status, reason=reason, advice=advice)
+    return ClusterError(message, status=status, reason=reason)

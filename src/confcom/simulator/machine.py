@@ -192,7 +192,7 @@ MAX_MACHINE_FILE = 16 * 1024
 INDEX_BITS = 31
 """Machines of one world are numbered with this many bits: enough for numbers made from names not to meet."""
 
-_ADVICE = "Make a new machine file, and give the same one to every process of the simulated machine."
+_ADVICE = "Make a new machine file with `confcom simulate machine -o FILE`, and give every process the same one."
 _YEARS = range(2000, 2201)
 
 

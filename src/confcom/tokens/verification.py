@@ -150,7 +150,8 @@ def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway
             raise TokenError(f"the certificate of key {key.key_id!r} begins on {since:%Y-%m-%d}")
     claims = jws.claims()
     if claims.get("iss") != issuer:
-        raise TokenError("the token is of another issuer", expected=issuer, found=str(claims.get("iss")))
+        found = str(claims.get("iss"))
+        raise TokenError(f"the token is of the issuer {found[:200]!r}, not {issuer!r}", expected=issuer, found=found)
     _check_times(claims, now, leeway)
     return VerifiedToken(jws.header, claims, key, PROOF)
 

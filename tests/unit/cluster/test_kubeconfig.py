@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from confcom.cluster.client import open_client, version_of_server
+from confcom.cluster.nodes import ClusterEpc
 from confcom.errors import ClusterError, ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.runtime.tls import HeldTls
@@ -113,6 +115,16 @@ async def test_a_kubeconfig_that_went_away_is_an_error_of_ours(tmp_path: Path) -
         Path(path).unlink()
         with pytest.raises(ClusterError, match="cannot read the API server's version"):
             await version_of_server(client)
+
+
+async def test_a_server_that_does_not_answer_is_named_and_rights_are_not_to_blame(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, and does not listen: connections are refused
+        server = f"https://127.0.0.1:{held.getsockname()[1]}"
+        async with open_client(kubeconfig(tmp_path, cluster={"server": server})) as client:
+            with pytest.raises(ClusterError, match=f"cannot list the pods: .*{server}") as caught:
+                await ClusterEpc(client, "test").pods()
+    assert caught.value.advice() == ClusterError.default_advice
 
 
 def test_behind_a_proxy_of_the_environment_another_name_is_refused(

@@ -29,9 +29,11 @@ def test_an_interrupted_step_leaves_no_mark() -> None:
 
 
 def test_a_step_that_fails_shows_its_output_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    with dev.alone() as lock, pytest.raises(SystemExit, match="this step failed: sh -c"):
+    with dev.alone() as lock, pytest.raises(SystemExit):
         dev.step("trial", ["sh", "-c", "echo no such package; exit 1"], lock)
-    assert "no such package" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no such package" in said
+    assert "this step failed: sh -c" in said
 
 
 def test_packages_are_counted_as_pip_names_them(
@@ -78,3 +80,13 @@ def test_ctrl_c_leaves_tests_the_time_to_stop_what_they_started(tmp_path: Path) 
         said, _ = process.communicate(timeout=600)
     assert (tmp_path / "stopped").exists(), said
     assert process.returncode == pytest.ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize(("words", "said"), [(["bogus"], "dev: there is no task 'bogus'"), ([], "dev: name a task")])
+def test_an_unknown_task_is_named_after_the_list(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        dev.main(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == said

@@ -344,9 +344,9 @@ def test_a_token_that_names_no_key_is_tried_with_the_pinned_ones(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"iss": "https://other.example"}, "another issuer"),
-        ({"iss": ISSUER + "/"}, "another issuer"),
-        ({"iss": None}, "another issuer"),
+        ({"iss": "https://other.example"}, "the issuer"),
+        ({"iss": ISSUER + "/"}, "the issuer"),
+        ({"iss": None}, "the issuer"),
         ({"exp": TIMES["exp"] - 200}, "expired"),
         ({"exp": "never"}, "no number"),
         ({"exp": True}, "no number"),
