@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
@@ -76,17 +76,13 @@ def change_of(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Cha
     ref = Ref.of(after)
     old, new = ([] if one is None else _lines(one) for one in (before, after))
     verb = "create" if before is None else "unchanged" if old == new else "change"
-    return Change(verb, ref, tuple(_diff(old, new)))
+    # Without the two header lines.
+    return Change(verb, ref, tuple(unified_diff(old, new, n=2, lineterm=""))[2:])
 
 
 def removal_of(present: Mapping[str, Any]) -> Change:
     """The deletion of an object."""
     return Change("delete", Ref.of(present))
-
-
-def _diff(old: Sequence[str], new: Sequence[str]) -> Iterable[str]:
-    # Without the two header lines.
-    return list(unified_diff(old, new, n=2, lineterm=""))[2:]
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

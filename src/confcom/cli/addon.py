@@ -116,19 +116,17 @@ def _choice(name: str, text: str, *words: str) -> Decorator:
     return click.option(name, type=click.Choice(words), help=text)
 
 
+def _repeated(name: str, field: str, metavar: str, text: str) -> Decorator:
+    return click.option(name, field, multiple=True, metavar=metavar, help=text)
+
+
 _OPTIONS = (
     _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
     _choice("--platform", "Platform of the nodes.  [default: intel]", "intel", "simulated"),
     click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
     click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
     _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
-    click.option(
-        "--image-pull-secret",
-        "image_pull_secrets",
-        multiple=True,
-        metavar="NAME",
-        help="To pull it. Repeatable.",
-    ),
+    _repeated("--image-pull-secret", "image_pull_secrets", "NAME", "To pull it. Repeatable."),
     _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
     click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
     click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]"),
@@ -138,12 +136,8 @@ _OPTIONS = (
     click.option("--expected-signers", metavar="HEX,…", help="MRSIGNERs; other quotes are counted.  [default: any]"),
     click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
     click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
-    click.option(
-        "--toleration",
-        "tolerations",
-        multiple=True,
-        metavar="KEY[=VALUE][:EFFECT]",
-        help="Taint of SGX nodes. Repeatable; '*' is every taint.",
+    _repeated(
+        "--toleration", "tolerations", "KEY[=VALUE][:EFFECT]", "Taint of SGX nodes. Repeatable; '*' is every taint."
     ),
     _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
     click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
@@ -154,19 +148,12 @@ _OPTIONS = (
     click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
-    click.option(
-        "--collateral-fmspc",
-        "collateral_fmspcs",
-        multiple=True,
-        metavar="HEX",
-        help="FMSPC to keep fresh. Repeatable.",
-    ),
-    click.option(
+    _repeated("--collateral-fmspc", "collateral_fmspcs", "HEX", "FMSPC to keep fresh. Repeatable."),
+    _repeated(
         "--collateral-tcb-set",
         "collateral_tcb_sets",
-        multiple=True,
-        metavar="[GROUP=]SET",
-        help="Pin what its clients get: early or a number. Repeatable.",
+        "[GROUP=]SET",
+        "Pin what its clients get: early or a number. Repeatable.",
     ),
     click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
     click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
@@ -204,12 +191,8 @@ _OPTIONS = (
         "annotations",
         "off",
     ),
-    click.option(
-        "--monitoring-label",
-        "monitoring_labels",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="By which a Prometheus selects monitors. Repeatable.",
+    _repeated(
+        "--monitoring-label", "monitoring_labels", "KEY=VALUE", "By which a Prometheus selects monitors. Repeatable."
     ),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )
@@ -218,6 +201,12 @@ _OPTIONS = (
 def setting_options(command: Command) -> Command:
     """One option per setting."""
     return _applied(command, *_OPTIONS)
+
+
+def _run(name: str, options: dict[str, Any]) -> None:
+    from confcom.cli import addon_change
+
+    getattr(addon_change, name)(**options)
 
 
 @addon.command(short_help="Enable the add-on; what it does not mention stays as it was.")
@@ -232,9 +221,7 @@ def enable(**options: Any) -> None:  # noqa: ANN401 - by name
     An add-on that is enabled already is changed as by `update`; one that was disabled comes back with its settings,
     unless it was purged.
     """
-    from confcom.cli import addon_change
-
-    addon_change.enable(**options)
+    _run("enable", options)
 
 
 @addon.command(short_help="Change the enabled add-on; the rest stays as it was.")
@@ -248,9 +235,7 @@ def update(**options: Any) -> None:  # noqa: ANN401 - by name
 
     Without any, bring everything to this version of the program.
     """
-    from confcom.cli import addon_change
-
-    addon_change.update(**options)
+    _run("update", options)
 
 
 @addon.command(short_help="Disable it; --purge forgets its settings too.")
@@ -266,9 +251,7 @@ def disable(**options: Any) -> None:  # noqa: ANN401 - by name
     Running pods keep their devices; new ones that ask for EPC stay Pending, and quotes from the helper end. The
     settings are remembered for the next enable, unless they are purged.
     """
-    from confcom.cli import addon_change
-
-    addon_change.disable(**options)
+    _run("disable", options)
 
 
 @addon.command(short_help="Show the settings of the enabled add-on.")
@@ -277,9 +260,7 @@ def disable(**options: Any) -> None:  # noqa: ANN401 - by name
 @_target
 def show(**options: Any) -> None:  # noqa: ANN401 - by name
     """Show the settings of the enabled add-on, and how many pods of each component serve."""
-    from confcom.cli import addon_change
-
-    addon_change.show(**options)
+    _run("show", options)
 
 
 @addon.command("list", short_help="Show which add-ons there are, and whether they are enabled.")
@@ -287,18 +268,14 @@ def show(**options: Any) -> None:  # noqa: ANN401 - by name
 @_target
 def list_(**options: Any) -> None:  # noqa: ANN401 - by name
     """Show which add-ons there are, and whether they are enabled in this cluster."""
-    from confcom.cli import addon_change
-
-    addon_change.list_(**options)
+    _run("list_", options)
 
 
 @addon.command(short_help="Show which add-ons could be enabled.")
 @_output
 def list_available(**options: Any) -> None:  # noqa: ANN401 - by name
     """Show which add-ons could be enabled. Asks no cluster."""
-    from confcom.cli import addon_change
-
-    addon_change.list_available(**options)
+    _run("list_available", options)
 
 
 @addon.command(short_help="Write the add-on as YAML, for other tools to apply.")
@@ -316,9 +293,7 @@ def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
     For other tools: `confcom addon manifests | kubectl apply --server-side -f -`. Each output has a new CA of the
     webhook with its key: keep it like a password, and apply it as a whole.
     """
-    from confcom.cli import addon_change
-
-    addon_change.manifests(**options)
+    _run("manifests", options)
 
 
 @addon.command(short_help="For the Helm chart: clean nodes before an uninstall.")
@@ -336,9 +311,7 @@ def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
 
     The Helm chart runs this before an uninstall, with the rights for this alone.
     """
-    from confcom.cli import addon_change
-
-    addon_change.clean_nodes(**options)
+    _run("clean_nodes", options)
 
 
 @addon.command(short_help="For the Helm chart: publish a simulated world's root.")
@@ -346,6 +319,4 @@ def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
 @kubeconfig_options
 def publish_root(**options: Any) -> None:  # noqa: ANN401 - by name
     """Write the root of a simulated world to ConfigMap confcom-simulated-root, after an installation by Helm."""
-    from confcom.cli import addon_change
-
-    addon_change.publish_root(**options)
+    _run("publish_root", options)

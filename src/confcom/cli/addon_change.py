@@ -204,7 +204,8 @@ def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
     elif output == "yaml":
         click.echo(yaml.safe_dump(result, sort_keys=False), nl=False)
     elif output == "table":
-        _print_table(result if isinstance(result, list) else _flattened(result))
+        pairs = [] if isinstance(result, list) else _values(result)
+        _print_table(result if isinstance(result, list) else [{"name": name, "value": value} for name, value in pairs])
     elif output == "tsv":
         for row in result if isinstance(result, list) else [result]:
             click.echo("\t".join(_tsv(row[name]) for name in sorted(row)))
@@ -267,10 +268,6 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         click.echo("  ".join(text.ljust(width) for text, width in zip(words, widths, strict=True)).rstrip())
         for text in others:
             click.echo(f"{'':{WIDTH - left}}{text}")
-
-
-def _flattened(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in _values(result)]
 
 
 def _values(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,6 @@ from confcom.cli.streams import complain, note, write_file
 from confcom.errors import ConfcomError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from confcom.platforms.pod_certificate import PodCertificate
@@ -88,14 +87,14 @@ async def _keep_renewed(found: PodCertificate, renew: Callable[[], PodCertificat
     import asyncio
 
     with needing("the option --keep", "cli,node"):
-        from confcom.services.runtime.process import stop_on_signals
+        from confcom.services.runtime.process import stop_on_signals, wait_for
 
     def left() -> float:
         return max((found.renew_at - now()).total_seconds(), SHORTEST)
 
     stop, pause = stop_on_signals(), FIRST_RETRY
     wait = left()
-    while not await _set_within(stop, min(wait, RETRY_MAX)):
+    while not await wait_for(stop, min(wait, RETRY_MAX)):
         if wait > RETRY_MAX:  # in steps, because the machine may have slept, or its clock was set
             wait = left()
             continue
@@ -105,13 +104,3 @@ async def _keep_renewed(found: PodCertificate, renew: Callable[[], PodCertificat
         except ConfcomError as error:
             complain(error)
             wait, pause = pause, min(2 * pause, RETRY_MAX)
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    import asyncio
-
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

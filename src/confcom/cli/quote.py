@@ -17,7 +17,6 @@ from confcom.cli.streams import MAX_HELD_DATA, note, read_input, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
 if TYPE_CHECKING:
-    from confcom.formats.sgx import QeReportInfo
     from confcom.platforms.interface import LocalEnclave, QuoteResult
     from confcom.platforms.quoting import QuoteSource, RequestedMode
 
@@ -97,7 +96,8 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
     if result.qe_report_info is not None:
         if enclave is None:
             raise PlatformUnavailable("there is no enclave in this process to check the QE's report")
-        _check_qe_report(enclave, result.qe_report_info)
+        enclave.verify_report(result.qe_report_info.qe_report)
+        note(f"the QE itself reported on this quote, for nonce {result.qe_report_info.nonce.hex()}")
     write_output(given.output, result.quote, "quote")
 
 
@@ -162,8 +162,3 @@ def _enclave_in_words(given: QuoteOptions) -> str:
     if given.simulated_machine is None:
         return ""
     return f"; SIMULATED machine {given.simulated_machine}, {given.enclave or 'a demo enclave'}"
-
-
-def _check_qe_report(enclave: LocalEnclave, info: QeReportInfo) -> None:
-    enclave.verify_report(info.qe_report)
-    note(f"the QE itself reported on this quote, for nonce {info.nonce.hex()}")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -166,7 +165,9 @@ def run(
             async def ask() -> Overview:
                 return view.arrange(await overview(cluster, namespace=namespace, addon=addon))
 
-            draw = partial(_draw, view)
+            def draw(found: Overview, before: Before | None = None) -> RenderableType:
+                return show(found, before, enclaves=view.enclaves, now=time.time())
+
             if output == "json":
                 print_json(asdict(await ask()))
             elif watch is False or not sys.stdout.isatty():
@@ -191,10 +192,6 @@ def _print(tables: RenderableType) -> None:
         console.print(tables)
     for line in written.get().splitlines():
         click.echo(line.rstrip())
-
-
-def _draw(view: View, found: Overview, before: Before | None = None) -> RenderableType:
-    return show(found, before, enclaves=view.enclaves, now=time.time())
 
 
 async def _live(ask: Callable[[], Awaitable[Overview]], draw: Callable[..., RenderableType], interval: float) -> None:

@@ -81,7 +81,8 @@ def run(
     try:
         now = parse_time(at, "--at")
         given = _given(expectations)
-        file = msgspec.structs.replace(PolicyFile() if policy is None else _policy_file(policy), **given)
+        file = parse_policy(read_input(policy, MAX_POLICY, "policy"), name=str(policy)) if policy else PolicyFile()
+        file = msgspec.structs.replace(file, **given)
         roots = trust_roots(trust_root)
         simulated = any(root.simulated for root in roots.roots)
         accepted: list[Policy] = [file.policy(accept_simulated=simulated, options=given)]
@@ -135,10 +136,6 @@ def _reader(
     if certificate is not None:
         return partial(read_attested_certificate, read_input(certificate, MAX_ATTESTED_PEM, "certificate"))
     return partial(read_attested_certificate, read_peer_certificate(connect or ""))
-
-
-def _policy_file(path: Path) -> PolicyFile:
-    return parse_policy(read_input(path, MAX_POLICY, "policy"), name=str(path))
 
 
 def _given(expectations: dict[str, Any]) -> dict[str, Any]:

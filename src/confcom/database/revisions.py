@@ -129,17 +129,13 @@ def copy_database(source: Database, target: Database, chain: Chain) -> Iterator[
     with source.read(paused=True) as connection:
         for table in chain.metadata.sorted_tables:
             rows = connection.execution_options(yield_per=PAGE).execute(sa.select(table).order_by(*table.primary_key))
-            copied = 0
+            copied, rights = 0, chain.rights[table.name]
+            history = "UPDATE" not in rights and "DELETE" not in rights
             for page in rows.partitions(PAGE):
-                _copy_page(target, table, [_taken(row._asdict()) for row in page], history=_is_history(chain, table))
+                _copy_page(target, table, [_taken(row._asdict()) for row in page], history=history)
                 copied += len(page)
             _continue_numbers(target, table)
             yield table.name, copied
-
-
-def _is_history(chain: Chain, table: sa.Table) -> bool:
-    rights = chain.rights[table.name]
-    return "UPDATE" not in rights and "DELETE" not in rights
 
 
 def _copy_page(target: Database, table: sa.Table, rows: Sequence[dict[str, Any]], *, history: bool) -> None:

@@ -253,7 +253,7 @@ def _cache(subject: Subject) -> Finding:
     folder = "/tmp" if named is None else subject.environ[named]  # noqa: S108 - where Intel's library looks last
     origin = "by default" if named is None else f"by {named}"
     true = subject.host.resolve(folder)
-    if true is not None and _may_write(subject, true):
+    if true is not None and os.access(subject.host.root / true.lstrip("/"), os.W_OK | os.X_OK):
         return Finding("qpl.cache", Level.OK, f"{folder} ({origin})")
     return Finding(
         "qpl.cache",
@@ -262,10 +262,6 @@ def _cache(subject: Subject) -> Finding:
         "The PCK certificate is then fetched again for every process: give it a writable folder (in a pod with a "
         "read-only root an emptyDir) and name that in AZDCAP_CACHE.",
     )
-
-
-def _may_write(subject: Subject, folder: str) -> bool:
-    return os.access(subject.host.root / folder.lstrip("/"), os.W_OK | os.X_OK)
 
 
 _FETCH = "Fetch fresh collateral (docs/howto/get-collateral.md)."

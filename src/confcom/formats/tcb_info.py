@@ -195,14 +195,10 @@ def _sorted_levels(levels: Sequence[TcbLevel], structure: str) -> tuple[TcbLevel
         raise FormatError("is empty", structure=structure, field="tcbLevels")
     # The first level that is low enough is the platform's, so the order is part of the meaning; Intel's library
     # sorts as well, and refuses a TCB that is listed twice, because its status would depend on the order.
-    by_tcb = {_tcb_of(level): level for level in levels}
+    by_tcb = {(level.sgx_components, level.pce_svn, level.tdx_components or ()): level for level in levels}
     if len(by_tcb) != len(levels):
         raise FormatError("lists one TCB twice", structure=structure, field="tcbLevels")
     return tuple([by_tcb[tcb] for tcb in sorted(by_tcb, reverse=True)])
-
-
-def _tcb_of(level: TcbLevel) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-    return level.sgx_components, level.pce_svn, level.tdx_components or ()
 
 
 # TCB infos.
@@ -262,7 +258,9 @@ class SignedTcbInfo(msgspec.Struct, frozen=True):
         """The content, version 2 or 3; says nothing about the signature."""
         versions: dict[int, type[_TcbInfoV2 | _TcbInfoV3]] = {2: _TcbInfoV2, 3: _TcbInfoV3}
         found = signed_json.decode_content(self.body, versions, STRUCTURE)
-        return _tcb_info_v3(found) if isinstance(found, _TcbInfoV3) else _tcb_info_v2(found)
+        if isinstance(found, _TcbInfoV3):
+            return _tcb_info_v3(found)
+        return _tcb_info(found, "SGX", None, (), levels_v2(found.tcb_levels, STRUCTURE))
 
 
 class _Document(msgspec.Struct):
@@ -308,10 +306,6 @@ class _TcbInfoV3(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=Tru
     tdx_module: _Module | None = None
     tdx_module_identities: tuple[_ModuleIdentity, ...] | None = None
     tcb_levels: tuple[LevelV3Json, ...]
-
-
-def _tcb_info_v2(found: _TcbInfoV2) -> TcbInfo:
-    return _tcb_info(found, "SGX", None, (), levels_v2(found.tcb_levels, STRUCTURE))
 
 
 def _tcb_info_v3(found: _TcbInfoV3) -> TcbInfo:

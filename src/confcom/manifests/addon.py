@@ -171,18 +171,12 @@ def key_of(field: str) -> str:
     """The key of a field: AKS' own for the quote helper, else the field's name in Kubernetes' way of writing."""
     if field == "quote_helper":
         return HELPER_KEY
-    if _is_switch(field):
-        return f"{_camel(field)}Enabled"
-    return _camel(field)
+    return f"{_camel(field)}Enabled" if isinstance(getattr(_DEFAULTS, field), bool) else _camel(field)
 
 
 def _camel(field: str) -> str:
     first, *rest = field.split("_")
     return first + "".join("MiB" if word == "mib" else word.capitalize() for word in rest)
-
-
-def _is_switch(field: str) -> bool:
-    return isinstance(getattr(_DEFAULTS, field), bool)
 
 
 def _flat(value: object) -> str:

@@ -210,7 +210,7 @@ def _pck_cert(query: Mapping[str, str]) -> pcs.Request:
         cpu_svn=hex_field(_required(query, "cpusvn"), 16, STRUCTURE, "cpusvn"),
         pce_svn=int.from_bytes(hex_field(_required(query, "pcesvn"), 2, STRUCTURE, "pcesvn"), "little"),
         pce_id=hex_field(_required(query, "pceid"), 2, STRUCTURE, "pceid"),
-        qe_id=_any_hex(qe_id, "qeid") if qe_id else None,
+        qe_id=hex_field(qe_id, len(qe_id) // 2, STRUCTURE, "qeid") if qe_id else None,
         encrypted_ppid=hex_field(ppid, pcs.ENCRYPTED_PPID_SIZE, STRUCTURE, "encrypted_ppid") if ppid else None,
     )
 
@@ -226,10 +226,6 @@ def _fmspcs(query: Mapping[str, str]) -> pcs.Request:
         if platform.lower() == known.lower():
             return pcs.FmspcsRequest(known)
     raise FormatError("is none of all, client, E3, E5", structure=STRUCTURE, field="platform")
-
-
-def _any_hex(text: str, name: str) -> bytes:
-    return hex_field(text, len(text) // 2, STRUCTURE, name)
 
 
 _VERSIONS: dict[str, Literal[2, 3, 4]] = {"2": 2, "3": 3, "4": 4}

@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -19,6 +20,7 @@ from confcom.appraisal.inspection import documents, pki, quotes
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
+from confcom.formats.codec import Record
 from confcom.formats.evidence import MAX_EVIDENCE, decode_text
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
 from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote, is_epid
@@ -341,47 +343,24 @@ def _aesm_frame(content: bytes, encoding: str) -> Inspection | None:
     return aesm.inspect_frame(content, encoding)
 
 
-# What has no mark but its size: (kind, title, the parser and the explanation).
-_SIZES: dict[int, tuple[str, str, Callable[[bytes], tuple[Item, ...]]]] = {
-    AttestationKeyId.size(): (
-        "attestation-key-id",
-        "attestation key id",
-        lambda data: quotes.key_id_items(AttestationKeyId.parse(data)),
-    ),
-    ReportBody.size(): (
-        "report-body",
-        "SGX report body",
-        lambda data: quotes.report_body_items(ReportBody.parse(data)),
-    ),
-    Report.size(): ("report", "SGX report (not a quote)", lambda data: quotes.report_items(Report.parse(data))),
-    TargetInfo.size(): (
-        "target-info",
-        "SGX target info",
-        lambda data: quotes.target_info_items(TargetInfo.parse(data)),
-    ),
-    QeReportInfo.size(): (
-        "qe-report-info",
-        "QE report info",
-        lambda data: quotes.qe_report_info_items(QeReportInfo.parse(data)),
-    ),
-}
-
-
-def _td_body(kind: type[TdReportBody10 | TdReportBody15 | TdReportBody15Ex]) -> Callable[[bytes], tuple[Item, ...]]:
-    return lambda data: quotes.td_body_items(kind.parse(data))
-
-
-_SIZES |= {
-    kind.size(): ("td-report-body", f"TD report body ({name})", _td_body(kind))
-    for kind, name in ((TdReportBody10, "TDX 1.0"), (TdReportBody15, "TDX 1.5"), (TdReportBody15Ex, "TDX 1.5 extended"))
-}
+_TD_BODIES = ((TdReportBody10, "TDX 1.0"), (TdReportBody15, "TDX 1.5"), (TdReportBody15Ex, "TDX 1.5 extended"))
+_RECORDS: tuple[tuple[type[Record], str, str, Callable[[Any], tuple[Item, ...]]], ...] = (
+    (AttestationKeyId, "attestation-key-id", "attestation key id", quotes.key_id_items),
+    (ReportBody, "report-body", "SGX report body", quotes.report_body_items),
+    (Report, "report", "SGX report (not a quote)", quotes.report_items),
+    (TargetInfo, "target-info", "SGX target info", quotes.target_info_items),
+    (QeReportInfo, "qe-report-info", "QE report info", quotes.qe_report_info_items),
+    *((kind, "td-report-body", f"TD report body ({name})", quotes.td_body_items) for kind, name in _TD_BODIES),
+)
+_SIZES = {row[0].size(): row for row in _RECORDS}
+"""What has no mark but its size: the struct, kind, title and explanation."""
 
 
 def _by_size(content: bytes, encoding: str) -> Inspection | None:
     if len(content) not in _SIZES or _is_text(content):
         return None
-    kind, title, explain = _SIZES[len(content)]
-    return Inspection(kind, title, encoding, len(content), explain(content))
+    record, kind, title, explain = _SIZES[len(content)]
+    return Inspection(kind, title, encoding, len(content), explain(record.parse(content)))
 
 
 def _key_id_list(content: bytes, encoding: str) -> Inspection | None:

@@ -39,6 +39,9 @@ _SGX_TYPES = {
     SgxType.SCALABLE_WITH_INTEGRITY: "scalable with integrity",
 }
 
+_USAGES = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+           "key_cert_sign", "crl_sign")  # fmt: skip
+
 
 def certificates_of_pem(data: bytes) -> list[bytes]:
     """The DER of each CERTIFICATE block, whatever stands around the blocks; verification is stricter."""
@@ -69,9 +72,10 @@ def certificate_items(der: bytes, field: str = "") -> tuple[Item, ...]:
         message = f"not an X.509 certificate: {der_reason(error)}"
         raise FormatError(message, structure="certificate", field=field) from error
     role = next((text for name, text in _ROLES if name in subject), "")
+    issued = "itself: a root" if certificate.issuer == certificate.subject else ""
     return (
         Item("subject", subject, role),
-        Item("issuer", certificate.issuer.rfc4514_string(), _self_signed(certificate)),
+        Item("issuer", certificate.issuer.rfc4514_string(), issued),
         Item("serial", f"{certificate.serial_number:x}"),
         time_item("not_before", certificate.not_valid_before_utc),
         time_item("not_after", certificate.not_valid_after_utc),
@@ -96,10 +100,6 @@ def _member(der: bytes, number: int) -> Item:
     return group(f"{number}", items, str(items[0].value))
 
 
-def _self_signed(certificate: x509.Certificate) -> str:
-    return "itself: a root" if certificate.issuer == certificate.subject else ""
-
-
 def _algorithm(certificate: x509.Certificate) -> str:
     known = certificate.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
     return "ecdsa-with-SHA256" if known else "not ecdsa-with-SHA256: not of Intel's PKI"
@@ -119,27 +119,19 @@ def _extensions(certificate: x509.Certificate) -> Iterable[Item]:
         match extension.value:
             case x509.BasicConstraints(ca=ca, path_length=length):
                 yield Item("is_ca", ca, "" if length is None else f"with at most {length} further CAs below it")
-            case x509.KeyUsage():
-                yield words("key_usage", _usages(extension.value))
+            case x509.KeyUsage() as usage:
+                yield words("key_usage", [name for name in _USAGES if getattr(usage, name)])
             case x509.SubjectKeyIdentifier(digest=digest):
                 yield bytes_item("subject_key_id", digest)
             case x509.AuthorityKeyIdentifier(key_identifier=identifier) if identifier:
                 yield bytes_item("authority_key_id", identifier)
-            case x509.CRLDistributionPoints():
-                yield words("crl_distribution_points", _uris(extension.value), "where its revocation list is")
+            case x509.CRLDistributionPoints() as points:
+                uris = [str(name.value) for point in points for name in point.full_name or ()]
+                yield words("crl_distribution_points", uris, "where its revocation list is")
             case x509.UnrecognizedExtension(oid=oid, value=value) if oid.dotted_string == PCK_EXTENSION_OID:
                 yield attempt("sgx_extension", lambda value=value: _sgx_extension(value))  # type: ignore[misc]
             case _:
                 yield Item(extension.oid.dotted_string, "present", "an extension that Intel's PKI does not use")
-
-
-def _usages(usage: x509.KeyUsage) -> list[str]:
-    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    return [name for name in (*names, "key_cert_sign", "crl_sign") if getattr(usage, name)]
-
-
-def _uris(points: x509.CRLDistributionPoints) -> list[str]:
-    return [str(name.value) for point in points for name in point.full_name or ()]
 
 
 def _sgx_extension(der: bytes) -> Item:
@@ -169,7 +161,10 @@ def crl_items(data: bytes) -> tuple[Item, ...]:
     """A revocation list: issuer, dates and entries."""
     crl = Crl.parse(data)
     found = x509.load_der_x509_crl(bytes(crl))
-    shown = [_revocation(entry) for entry in islice(found, MAX_SHOWN_REVOCATIONS)]
+    shown = [
+        group("", [Item("serial", f"{entry.serial_number:x}"), time_item("date", entry.revocation_date_utc)])
+        for entry in islice(found, MAX_SHOWN_REVOCATIONS)
+    ]
     rest = f", the first {MAX_SHOWN_REVOCATIONS} of them here" if len(found) > MAX_SHOWN_REVOCATIONS else ""
     return (
         Item("issuer", crl.issuer_text),
@@ -179,11 +174,6 @@ def crl_items(data: bytes) -> tuple[Item, ...]:
         *(bytes_item("authority_key_id", identifier) for identifier in _authority_key_id(found)),
         listing("revoked", shown, f"{len(found)} certificates{rest}"),
     )
-
-
-def _revocation(entry: x509.RevokedCertificate) -> Item:
-    date = time_item("date", entry.revocation_date_utc)
-    return group("", [Item("serial", f"{entry.serial_number:x}"), date])
 
 
 def _authority_key_id(found: x509.CertificateRevocationList) -> Iterable[bytes]:

@@ -267,7 +267,7 @@ class Administration:
             return StreamedAnswer(headers, self._stream(state, fmspcs, after))
         page = await self._page(state, fmspcs, after, _limit(limit))
         if len(page) == _limit(limit):
-            headers.append(("platform-next", _place_text(page[-1].place)))
+            headers.append(("platform-next", ".".join(map(str, page[-1].place))))
         return json_answer([_listed(entry) for entry in page], headers=tuple(headers))
 
     async def _page(
@@ -467,10 +467,6 @@ def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_PAGE):
         raise FormatError(f"is no number from 1 to {MAX_PAGE}", structure="PCS request", field="limit")
     return int(text)
-
-
-def _place_text(place: Place) -> str:
-    return ".".join(map(str, place))
 
 
 def _place(text: str) -> Place | None:

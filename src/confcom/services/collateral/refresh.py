@@ -21,7 +21,7 @@ from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
-from confcom.services.runtime.process import Overloaded
+from confcom.services.runtime.process import Overloaded, wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,8 @@ class Refresher:
     async def _pause(self) -> None:
         """Wait for the next round; it begins sooner when the store has grown."""
         self._cache.grown.clear()
-        try:
-            async with asyncio.timeout(self._config.refresh_look):
-                await self._cache.grown.wait()
-        except TimeoutError:
-            return
-        await asyncio.sleep(GATHER)
+        if await wait_for(self._cache.grown, self._config.refresh_look):
+            await asyncio.sleep(GATHER)
 
     async def refresh_due(self) -> RefreshReport:
         """Refresh what is due now."""

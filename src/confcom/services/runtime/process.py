@@ -265,11 +265,12 @@ async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> 
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def wait_for(event: asyncio.Event, seconds: float | None) -> None:
-    """Wait until the event is set, or for so many seconds; None: for as long as it takes."""
+async def wait_for(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait until the event is set, or for so many seconds; None: for as long as it takes. Whether it is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+    return event.is_set()
 
 
 async def repeat(
