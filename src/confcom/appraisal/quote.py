@@ -528,6 +528,7 @@ def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIden
 
 def _refuse_hopeless(tcb: TcbEvaluation) -> None:
     if tcb.status is None:
-        raise TcbNotSupportedError(f"authentic, but no TCB level of Intel's list is as low as this {tcb.missing}")
+        message = f"authentic, but no TCB level of Intel's list is as low as this {tcb.missing}"
+        raise TcbNotSupportedError(message, advice=f"Update {tcb.behind}.")
     if tcb.status is _REVOKED:
         raise TcbRevokedError(f"authentic, but Intel revoked this TCB (level of {tcb.tcb_date:%Y-%m-%d})")

@@ -57,6 +57,15 @@ class TcbEvaluation(msgspec.Struct, frozen=True):
             return "platform"
         return "QE" if self.qe is None else "" if self.status is not None else "TDX module"
 
+    @property
+    def behind(self) -> str:
+        """What has to be updated where something is out of date or below every level, for advice."""
+        if self.status is None and self.current and self.launch and not self.launch.missing:
+            return self.current.behind
+        if self.platform is None or "OutOfDate" in self.platform.tcb_status:
+            return "BIOS and microcode of the platform and let it fetch a new PCK certificate"
+        return "the quoting enclave" if self.qe is None or "OutOfDate" in self.qe.tcb_status else "the TDX module"
+
 
 # What a status says, taken apart: out of date, configuration needed, software hardening needed.
 _PARTS: dict[TcbStatus, frozenset[str]] = {

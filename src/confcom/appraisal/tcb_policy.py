@@ -153,9 +153,9 @@ def _advice(tcb: TcbEvaluation, tee: TeeType) -> str:
     if tcb.status is TcbStatus.REVOKED:
         return "Intel revoked this TCB level: the platform must not be trusted until it has been updated."
     if tcb.status is None:
-        return f"Update {_behind(tcb)}; nothing accepts this."
+        return f"Update {tcb.behind}; nothing accepts this."
     if "OutOfDate" in tcb.status:
-        return f"Update {_behind(tcb)}; until then, accept the status on purpose with --accept-tcb."
+        return f"Update {tcb.behind}; until then, accept the status on purpose with --accept-tcb."
     if "Relaunch" in tcb.status:
         return "Start the TD again: the TDX module was updated under it."
     who = "the enclave" if tee is TeeType.SGX else "the TD"
@@ -164,14 +164,3 @@ def _advice(tcb: TcbEvaluation, tee: TeeType) -> str:
         f"Check the {check}: {who} must be hardened or the platform configured as {source}; "
         "then accept the status on purpose with --accept-tcb."
     )
-
-
-def _behind(tcb: TcbEvaluation) -> str:
-    """What has to be updated: the platform, or only what runs on it."""
-    if tcb.status is None and tcb.current and tcb.launch and not tcb.launch.missing:
-        tcb = tcb.current
-    if tcb.platform is None or "OutOfDate" in tcb.platform.tcb_status:
-        return "BIOS and microcode of the platform and let it fetch a new PCK certificate"
-    if tcb.qe is None or "OutOfDate" in tcb.qe.tcb_status:
-        return "the quoting enclave"
-    return "the TDX module"

@@ -10,7 +10,7 @@ from confcom.appraisal.appraise import appraise
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation, safe_defaults
 from confcom.appraisal.policy_file import parse_policy
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, TcbNotSupportedError
 from confcom.formats.tcb_info import TcbStatus
 
 UP_TO_DATE = AcceptTcb([TcbStatus.UP_TO_DATE])
@@ -44,6 +44,9 @@ def test_advice_names_what_is_behind(world, verify) -> None:
     assert UP_TO_DATE.check(verify())[0].advice.startswith("Update the quoting enclave; until then")
     newest.isv_svn, world.authority.qe_identity.levels = 0xFFFF, [newest]
     assert UP_TO_DATE.check(verify(any_tcb=True))[0].advice == "Update the quoting enclave; nothing accepts this."
+    with pytest.raises(TcbNotSupportedError, match="as low as this QE") as caught:
+        verify()
+    assert caught.value.advice() == "Update the quoting enclave."
     newest.isv_svn, newest.status = 0, "UpToDate"
     world.authority.set_status("OutOfDate")
     assert UP_TO_DATE.check(verify())[0].advice.startswith("Update BIOS and microcode of the platform")
