@@ -21,7 +21,7 @@ from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfcomError
 from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeReportType
-from confcom.formats.quote import Quote
+from confcom.formats.quote import HEADER_SIZE, Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import decode_base64, encode_base64url, members_once
 from confcom.platforms.quoting import EnclaveQuoteSource
@@ -30,8 +30,8 @@ from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.lockstep import Outcome
 from confcom.services.attestation.signing_keys import KeyFolder, SigningKeys
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.enclaves import td_report
-from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
+from confcom.simulator.enclaves import derive_p256_key, td_report
+from confcom.simulator.world import SimulatedPlatform, SimulatedUpstream, SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import SentPolicy
 from running_attestation_service import NOW, make_world
@@ -181,10 +181,14 @@ def _mutated(evidence: bytes, other: bytes, draw: random.Random) -> bytes:
             quote = Quote.parse(evidence) if evidence[0] != REPORT_VERSION else None
             if quote is None:
                 return evidence[: place // 2]
-            signature = quote.signature.signature
-            second = signature[:32] + (ORDER - int.from_bytes(signature[32:])).to_bytes(32)
+            second = _second(quote.signature.signature)
             return bytes(replace(quote, signature=replace(quote.signature, signature=second)))
     return bytes(found)
+
+
+def _second(signature: bytes) -> bytes:
+    """The other signature that says the same."""
+    return signature[:32] + (ORDER - int.from_bytes(signature[32:])).to_bytes(32)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -235,6 +239,69 @@ def test_other_report_data_alone_asks_no_policy_again(tmp_path: Path, world: Sim
     both.set_policy(SGX, POLICIES[SGX][0])
     both.appraise(SGX, _enclave(world)(bytes(64)))
     assert both.counted.asked == 4
+
+
+def test_quotes_that_differ_in_more_than_report_data_and_signature_are_read_in_turns(
+    tmp_path: Path, world: SimulatedWorld, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another attestation key of the machine, under another signature of the QE report, or padded."""
+    world.export_collateral(tmp_path / "folder")
+    both = Both(tmp_path, world, str(tmp_path / "folder"), clock, _DEFAULTS)
+    first = _enclave(world)
+    with monkeypatch.context() as changed:
+        derive: Callable[..., Any] = lambda seed, name: derive_p256_key(seed * (1 + name.startswith("att")), name)  # noqa: E731
+        changed.setattr("confcom.simulator.enclaves.derive_p256_key", derive)
+        enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
+        second = EnclaveQuoteSource(SimulatedPlatform(world.machine, world.authority), enclave)
+        second.quote(bytes(64))
+
+    def forms(data: bytes) -> list[bytes]:
+        found = []
+        for made in (first(data), second.quote(data).quote):
+            quote = Quote.parse(made)
+            section = quote.signature
+            certification = section.certification
+            resigned = replace(certification, qe_report_signature=_second(certification.qe_report_signature))
+            again = bytes(replace(quote, signature=replace(section, certification=resigned)))
+            found += [made, again, made + bytes(9), again + bytes(9), made]
+        return found
+
+    keys = set[bytes]()
+    for quotes in zip(*(forms(bytes((number,)) * 64) for number in range(3)), strict=True):
+        for made in quotes:
+            assert both.appraise(SGX, made)[0].verdict == "accepted"
+            keys.add(Quote.parse(made).signature.attestation_key)
+    assert len(keys) == 2
+    assert both.counted.asked == 1
+
+
+@pytest.mark.parametrize("kind", [SGX, TDX])
+def test_of_a_known_enclave_nothing_but_report_data_and_signature_is_read(
+    tmp_path: Path,
+    world: SimulatedWorld,
+    clock: Clock,
+    collateral: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: AttestationType,
+) -> None:
+    both = Both(tmp_path, world, collateral, clock, _DEFAULTS)
+    quote, body = _enclave(world) if kind is SGX else _td(world, "td"), HEADER_SIZE
+    both.appraise(kind, quote(bytes(64)))
+    end, parsed, whole = body + (384 if kind is SGX else 584), list[bytes](), Quote.parse
+    own, shared = (None, end - 64, end - 1, end + 4, end + 67), (body, end - 65, end, end + 3, end + 68)
+    changed = {}
+    for place in own + shared:
+        made = bytearray(quote(b"\1" * 64))
+        if place is not None:
+            made[place] ^= 1
+        changed[place] = bytes(made)
+    monkeypatch.setattr(Quote, "parse", lambda data: parsed.append(data) or whole(data))
+    verdicts = [both.appraise(kind, changed[place])[0].verdict for place in own]
+    assert verdicts == ["accepted"] + ["refused"] * 4
+    assert parsed == [changed[place] for place in own], "each by the appraiser that has seen none before"
+    for place in shared:
+        assert both.appraise(kind, changed[place])[0].verdict == "refused"
+        assert parsed.count(changed[place]) >= 2
 
 
 @pytest.mark.parametrize("grace", [timedelta(), timedelta(days=3)])

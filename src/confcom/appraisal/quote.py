@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any, ClassVar, TypeAlias
 
@@ -121,23 +121,8 @@ class _Platform(msgspec.Struct):
 
     chain: VerifiedChain
     collateral: VerifiedCollateral
-    valid_from: datetime
-    valid_until: datetime
     # Attestation keys that steps 7 to 9 proved, with the TCB of steps 6 and 11; by QE report, key and SVNs.
     attesters: Memory[_Attester]
-
-    @classmethod
-    def of(cls, chain: VerifiedChain, collateral: VerifiedCollateral) -> _Platform:
-        begin = max(collateral.valid_from, chain.valid_from)
-        end = min(collateral.valid_until, chain.valid_until)
-        return cls(chain, collateral, begin, end, Memory(_ATTESTERS))
-
-    def stale(self, now: datetime) -> tuple[Window, ...]:
-        """Step 12."""
-        if self.valid_from <= now <= self.valid_until:
-            return ()
-        # The quote and the PCK CRL have the CA and the root in common.
-        return stale_windows(dict.fromkeys((*self.chain.windows, *self.collateral.windows)), now)
 
 
 _QUOTE_CHECKS = (
@@ -151,7 +136,7 @@ _QUOTE_CHECKS = (
 @sealed
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class VerifiedQuote(Proof):
-    """An authentic quote. Only `QuoteVerifier.verify` makes one.
+    """An authentic quote. Only `QuoteVerifier.verify` and `verify_similar` make one.
 
     Authentic is not acceptable: `tcb_status`, `stale` and the identity inside are for a policy to judge (`appraise`).
     `stale` lists what was expired or not yet valid at `verified_at`; the TCB status is then the one it would have.
@@ -306,7 +291,7 @@ class QuoteVerifier:
             tcb=tcb,
             collateral=platform.collateral,
             source=collateral.source,
-            stale=platform.stale(now),
+            stale=_stale(platform.chain, platform.collateral, now),
             verified_at=now,
             proof=PROOF,
         )
@@ -337,7 +322,7 @@ class QuoteVerifier:
             self._collateral.add(content.statement, verified, exact=content.exact)
         # (4) and (5) they belong together
         _check_fit(chain, verified, tee, collateral)
-        platform = _Platform.of(chain, verified)
+        platform = _Platform(chain, verified, Memory(_ATTESTERS))
         self._platforms.add(statement, platform, exact=exact, wrapping=wrapping)
         return platform
 
@@ -347,6 +332,51 @@ def verify_quote(
 ) -> VerifiedQuote:
     """Verify a single quote; a service that judges many keeps a `QuoteVerifier`."""
     return QuoteVerifier(roots).verify(quote, collateral, now=now, any_tcb=any_tcb)
+
+
+def verify_similar(earlier: VerifiedQuote, quote: Quote, *, roots: TrustRoots, now: datetime) -> VerifiedQuote:
+    """Verify what `Quote.similar` read beside an earlier quote, at any TCB: its signature (10) and the dates (12).
+
+    The other steps judge what both quotes share. `SignatureError`: its signature is wrong.
+    """
+    checked_time(now, "now")
+    before, signature = earlier.quote, quote.signature
+    if earlier.root not in roots.roots:
+        raise ValueError("the earlier quote leads to another root")
+    if (
+        quote.header is not before.header
+        or bytes(quote.body)[:-64] != bytes(before.body)[:-64]
+        or signature.attestation_key is not before.signature.attestation_key
+        or signature.certification is not before.signature.certification
+    ):
+        raise ValueError("the quotes differ in more than report data and signature")
+    chain, collateral = earlier.chain, earlier.collateral
+    key, signed = _attestation_key(signature.attestation_key), sha256(quote.signed_bytes).digest()
+    ecdsa.verify(key, signature.signature, signed, step="quote-signature", what="the quote")
+    return VerifiedQuote(
+        quote=quote,
+        chain=chain,
+        tcb=earlier.tcb,
+        collateral=collateral,
+        source=earlier.source,
+        stale=_stale(chain, collateral, now),
+        verified_at=now,
+        proof=PROOF,
+    )
+
+
+@lru_cache(maxsize=CACHE_SIZE)
+def _attestation_key(point: bytes) -> ec.EllipticCurvePublicKey:
+    return ecdsa.load_public_key(point, step="quote-signature")
+
+
+def _stale(chain: VerifiedChain, collateral: VerifiedCollateral, now: datetime) -> tuple[Window, ...]:
+    """Step 12."""
+    begins, ends = (chain.valid_from, collateral.valid_from), (chain.valid_until, collateral.valid_until)
+    if max(begins) <= now <= min(ends):
+        return ()
+    # The quote and the PCK CRL have the CA and the root in common.
+    return stale_windows(dict.fromkeys((*chain.windows, *collateral.windows)), now)
 
 
 def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
@@ -478,7 +508,7 @@ def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tc
         match_qe_identity(certification.qe_report, platform.collateral.qe_identity)
         # (11) TCB levels
         tcb = _evaluate(quote, platform, modules)
-    return ecdsa.load_public_key(key, step="quote-signature"), tcb
+    return _attestation_key(key), tcb
 
 
 def _bound(quote: Quote) -> bytes:

@@ -172,7 +172,7 @@ class _Server:
         )
 
     async def _ask(self, source: RememberedCollateral, quote: Quote, now: datetime) -> Collateral:
-        known = await asyncio.to_thread(source.remembered, quote, now)
+        known = await asyncio.to_thread(lambda: source.remembered(source.platform(quote), now))
         if known is None:
             known = await asyncio.get_running_loop().run_in_executor(self.asking, source.for_quote, quote, now)
         return known

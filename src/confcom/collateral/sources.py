@@ -360,9 +360,9 @@ class RememberedCollateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
         return self.for_quote(Quote.parse(quote), now)
 
-    def remembered(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral | None:
+    def remembered(self, platform: PlatformKind, now: datetime, update: Update = "standard") -> Collateral | None:
         """What is known and fresh; None where the source would have to be asked."""
-        known = self._known.get((self.platform(quote), update))
+        known = self._known.get((platform, update))
         return known[0] if known is not None and abs(now - known[1]) < FRESH else None
 
     def held(self, quote: Quote) -> Collateral:
@@ -404,9 +404,9 @@ class RememberedCollateral:
 
     def for_quote(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral:
         """The collateral for a quote that has been read, of the set `update`."""
-        if (fresh := self.remembered(quote, now, update)) is not None:
-            return fresh
         platform = self.platform(quote)
+        if (fresh := self.remembered(platform, now, update)) is not None:
+            return fresh
         known = self._known.get((platform, update))
         try:
             return self._ask(platform, now, update)

@@ -361,6 +361,14 @@ class Quote(msgspec.Struct, frozen=True):
         section = self._version.write_signature(self.signature)
         return b"".join((self.signed_bytes, len(section).to_bytes(4, "little"), section, self.trailing))
 
+    def similar(self, data: bytes) -> Self:
+        """Read a quote that `shared_part` finds equal to this one: report data and signature are its own."""
+        end = HEADER_SIZE + len(bytes(self.body))
+        body = type(self.body).parse(data[HEADER_SIZE:end])
+        held, signature = self.signature, data[end + 4 : end + 68]
+        section = QuoteSignature(signature, held.attestation_key, held.certification)
+        return type(self)(self.header, body, section, self.trailing)
+
     @property
     def _version(self) -> QuoteVersion:
         return QUOTE_VERSIONS[int.from_bytes(bytes(self.header)[_VERSION], "little")]
@@ -405,6 +413,23 @@ _LAYOUTS = {
     for tee in TeeType
     if number > 3 or tee is TeeType.SGX
 }
+
+
+# Where their body ends, and its report data with it. TDX 1.5 has fields behind the report data.
+_ENDS = {begin: HEADER_SIZE + (ReportBody if tee is _SGX else TdReportBody10).size()
+         for begin, (layout, tee) in _LAYOUTS.items() if layout is not QUOTE_VERSIONS[5]}  # fmt: skip
+MAX_SHARED = 16 * 1024
+
+
+def shared_part(data: bytes) -> bytes:
+    """What quotes that one QE made of one enclave or TD share: all but report data and signature (64 bytes each).
+
+    Empty for version 5, for more than 16 KiB, and for what does not begin as a quote.
+    """
+    end = _ENDS.get(data[:8], 0)
+    if not end or len(data) > MAX_SHARED:
+        return b""
+    return data[: end - 64] + data[end : end + 4] + data[end + 68 :]
 
 
 def _check_header(header: QuoteHeader) -> tuple[QuoteVersion, TeeType]:

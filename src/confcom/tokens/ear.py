@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -81,6 +82,7 @@ def ear_claims(
     return found if nonce is None else found | {"eat_nonce": nonce}
 
 
+@lru_cache(maxsize=64)
 def accepts_ear(accept: bytes) -> bool:
     """Whether a header `Accept` names EAR, in any case of letters and not with q=0 (RFC 9110, section 12.5.1)."""
     for each in accept.lower().replace(b" ", b"").split(b","):

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from msgspec import structs
 
 import pki_builder as intel
-from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote, verify_similar
 from confcom.errors import (
     BindingError,
     CollateralInvalid,
@@ -55,6 +55,39 @@ def test_only_verification_makes_a_verified_quote(world, make_quote, verifier, n
     fields = {name: getattr(verified, name) for name in VerifiedQuote.__dataclass_fields__}
     with pytest.raises(TypeError):
         VerifiedQuote(**fields | {"proof": object()})
+
+
+def test_a_quote_beside_a_similar_one_needs_its_signature_and_the_dates(world, make_quote, verifier, now) -> None:
+    earlier, made = verifier.verify(make_quote(), world.publish(), now=now), make_quote(b"\1" * 64)
+    later = now + timedelta(days=4000)
+    for at in (now, later):
+        similar = verify_similar(earlier, earlier.quote.similar(made), roots=verifier.roots, now=at)
+        assert similar == verifier.verify(made, world.publish(), now=at)
+    assert similar.stale
+    assert similar.report_data == b"\1" * 64
+    for place in (368, 431, 436, 499):
+        wrong = bytearray(made)
+        wrong[place] ^= 1
+        with pytest.raises(SignatureError) as refused:
+            verify_similar(earlier, earlier.quote.similar(bytes(wrong)), roots=verifier.roots, now=now)
+        assert refused.value.step == "quote-signature"
+
+
+def test_a_quote_that_shares_less_is_not_verified_beside_another(world, make_quote, verifier, now) -> None:
+    earlier = verifier.verify(make_quote(), world.publish(), now=now)
+    similar, other = earlier.quote.similar(make_quote(b"\1" * 64)), Quote.parse(make_quote(isv_svn=7))
+    section = similar.signature
+    for wrong in (
+        Quote.parse(bytes(earlier.quote)),
+        structs.replace(similar, header=other.header),
+        structs.replace(similar, body=other.body),
+        structs.replace(similar, signature=structs.replace(section, attestation_key=bytes(64))),
+        structs.replace(similar, signature=structs.replace(section, certification=other.signature.certification)),
+    ):
+        with pytest.raises(ValueError, match="differ in more"):
+            verify_similar(earlier, wrong, roots=verifier.roots, now=now)
+    with pytest.raises(ValueError, match="root"):
+        verify_similar(earlier, similar, roots=TrustRoots.intel(), now=now)
 
 
 def test_a_simulated_quote_is_refused_under_intels_root(world, make_quote, now) -> None:

@@ -133,10 +133,11 @@ def test_what_a_clock_that_was_ahead_asked_for_is_asked_for_again(tmp_path, worl
     remembered = RememberedCollateral(str(tmp_path), options)
     quote, ahead = Quote.parse(enclave_quote(world)), now + timedelta(days=20)
     remembered.for_quote(quote, ahead)
-    assert remembered.remembered(quote, ahead + timedelta(minutes=59)) is not None
-    assert remembered.remembered(quote, now) is None
+    platform = remembered.platform(quote)
+    assert remembered.remembered(platform, ahead + timedelta(minutes=59)) is not None
+    assert remembered.remembered(platform, now) is None
     remembered.refresh(now)
-    assert remembered.remembered(quote, now) is not None
+    assert remembered.remembered(platform, now) is not None
 
 
 def test_threads_that_ask_for_unknown_platforms_do_not_disturb_each_other(options, monkeypatch) -> None:

@@ -10,7 +10,15 @@ import pytest
 from msgspec import structs
 
 from confcom.errors import FormatError
-from confcom.formats.quote import HEADER_SIZE, MAX_QUOTE, CertificationDataType, Quote, QuoteHeader, TeeType
+from confcom.formats.quote import (
+    HEADER_SIZE,
+    MAX_QUOTE,
+    CertificationDataType,
+    Quote,
+    QuoteHeader,
+    TeeType,
+    shared_part,
+)
 from made_quotes import (
     ATTESTATION_KEY,
     BODY_SIZES,
@@ -209,3 +217,23 @@ def test_mutated_quotes_are_malformed_exactly_where_their_label_says_so(vectors:
             assert bytes(quote) == data, row["name"]
         expected = row["expected"] != "reject:FORMAT" and row["mutation"] not in inconsistent
         assert well_formed == expected, row["name"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quotes_share_all_but_report_data_and_signature(shape: str) -> None:
+    data, signed, _, _ = SHAPES[shape]
+    shared, quote = shared_part(data), Quote.parse(data)
+    if shape.startswith("v5"):
+        assert shared == b""
+        return
+    own = [*range(signed - 64, signed), *range(signed + 4, signed + 68)]
+    for place in range(len(data)):
+        other = poke(data, place, bytes((data[place] ^ 1,)))
+        assert (shared_part(other) == shared) is (place in own), place
+        if place in own:
+            assert quote.similar(other) == Quote.parse(other)
+            assert bytes(quote.similar(other)) == other
+    for other in (data[:-1], data[:signed], data[:8], b"", data + b"\0"):
+        assert shared_part(other) != shared
+    assert shared_part(data.ljust(16 << 10, b"\0")) != b""
+    assert shared_part(data.ljust((16 << 10) + 1, b"\0")) == b""

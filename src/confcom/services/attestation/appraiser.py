@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from cryptography import x509
@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.findings import Check
 from confcom.appraisal.policy import Policy
-from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_similar
 from confcom.appraisal.result import (
     NOT_AUTHENTIC,
     AttestationResult,
@@ -31,10 +32,11 @@ from confcom.collateral.documents import DocumentKey, DocumentKind, EvaluationDa
 from confcom.collateral.sources import PlatformKind, RememberedCollateral
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.evidence import EvidenceFile
-from confcom.formats.quote import Quote
+from confcom.formats.evidence import Encoding, EvidenceFile, EvidenceKind
+from confcom.formats.quote import Quote, shared_part
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10
+from confcom.pki.memory import Memory
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.lockstep import Outcome, Steps
@@ -111,12 +113,21 @@ class Refused(AzureError):
         self.checks = result.as_dict()["checks"]
 
 
+class Basis(NamedTuple):
+    """What an appraisal judges, and by which policy."""
+
+    verified: VerifiedQuote
+    platform: PlatformKind
+    collateral: Collateral
+    rules: Decisions
+
+
 class Known(msgspec.Struct, frozen=True):
     """What an appraisal established that depends neither on the report data nor on the time; bytes are JSON.
 
     Without the report data, `seen` are the claims that the policy saw, `evidence` those of evidence and appraisal,
     `issued` the policy's, `token` the last two. `hashes` are those of the collateral, `vector` is the one of AR4SI, and
-    `under` the verdict beside those under further sets of collateral. `basis` is what all of it was established from.
+    `under` the verdict beside those under further sets of collateral.
     """
 
     seen: bytes
@@ -126,7 +137,7 @@ class Known(msgspec.Struct, frozen=True):
     hashes: bytes
     vector: dict[str, int]
     under: dict[str, Any]
-    basis: tuple[object, ...]
+    basis: Basis
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -176,7 +187,7 @@ class Appraiser:
         self._clock = clock
         self._nonce_secret = store.nonce_secret()
         self._parsed: dict[str, Decisions] = {}
-        self._known: dict[tuple[bytes | int, ...], Known] = {}
+        self._known: Memory[Known] = Memory(KNOWN)
         self._policies: dict[AttestationType, tuple[float, PolicyInForce]] = {}
 
     def appraise(self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False) -> Outcome:
@@ -246,7 +257,8 @@ class Appraiser:
         rules = self._parse(self._in_force(type_of(evidence), may_block=True).text)
         decides = self._deciding(rules.policy)
         try:
-            collateral = self._collateral_of(evidence.quote, decides, now, may_block=True)
+            platform = self._collateral.platform(evidence.quote)
+            collateral = self._collateral_of(evidence.quote, platform, decides, now, may_block=True)
         except ConfcomError as error:
             return failed(error, evidence=evidence, certificate=certificate), (), None
         result = self._result(given, collateral, now)
@@ -316,45 +328,67 @@ class Appraiser:
         self, request: AttestRequest, kind: AttestationType, policy: PolicyInForce, now: datetime, *, may_block: bool
     ) -> Generator[None, None, Judged]:
         rules = self._parse(policy.text, keep=not policy.draft)
-        evidence = read_evidence(request.evidence)
-        azure.check_kind(evidence, kind)
+        evidence, wrapping, known = self._read(request.evidence, kind, rules)
         if request.bind_nonce:
             check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
         yield
-        decides = self._deciding(rules.policy)
-        collateral = self._collateral_of(evidence.quote, decides, now, may_block=may_block)
-        quote = evidence.quote
+        decides, quote = self._deciding(rules.policy), evidence.quote
+        platform = self._collateral.platform(quote) if known is None else known.basis.platform
+        collateral = self._collateral_of(quote, platform, decides, now, may_block=may_block)
         try:
-            verified = self._verifier.verify(quote, collateral, now=now, any_tcb=True)
+            if known is not None and known.basis.collateral is collateral:
+                verified = verify_similar(known.basis.verified, quote, roots=self._verifier.roots, now=now)
+            else:
+                known, verified = None, self._verifier.verify(quote, collateral, now=now, any_tcb=True)
             checks = check_custom_claims(evidence)
         except NOT_AUTHENTIC as error:
             raise Refused(failed(error, evidence=evidence, source=collateral.source)) from None
         yield
-        subject, report_data = _split(quote)
-        # Each of these objects stands for exact bytes, and `basis` holds it, so that its id is of nothing else.
-        key = subject, id(verified.chain), id(verified.tcb), id(collateral), id(rules)
-        known = None if verified.stale else self._known.get(key)
-        if known is None:
-            appraisal = appraise(verified, self._policy, grace=self._grace)
-            result = result_of(appraisal, evidence, checks, collateral.source)
-            if not result:
-                raise Refused(result)
-            known = _establish(result, verified, collateral, rules, str(decides))
-            once = verified.stale or ONCE.intersection(check.id for check in appraisal.findings)
-            if not (once or policy.draft or rules.reads(azure.report_data_claim(quote))):
-                self._keep(key, known)
+        if known is None or verified.stale:
+            basis = Basis(verified, platform, collateral, rules)
+            known = self._known_of(basis, evidence, checks, str(decides), wrapping, not policy.draft)
         further = [update for update in self._updates if update != decides]
         sets = [self._under(evidence, update, now, may_block=may_block) for update in further]
         yield
-        claim = {azure.report_data_claim(quote): report_data.hex()}
+        claim = {azure.report_data_claim(quote): _report_data(quote).hex()}
         return Judged(request, verified, known, policy, (known.under, *sets) if sets else (), claim)
 
-    def _keep(self, key: tuple[bytes | int, ...], known: Known) -> None:
-        if len(known.token) <= MAX_KNOWN:
-            if len(self._known) >= KNOWN:
-                self._known.clear()
-            self._known[key] = known
+    def _read(self, data: bytes, kind: AttestationType, rules: Decisions) -> tuple[EvidenceFile, bytes, Known | None]:
+        """The evidence, its `wrapping` in `_known`, and what is known there: then only two of its fields are read."""
+        shared = shared_part(data)
+        wrapping = b"".join((kind.encode(), _id(rules), shared)) if shared else b""
+        known = self._known.get_wrapped(wrapping)
+        if known is not None:
+            quote = known.basis.verified.quote.similar(data)
+            return EvidenceFile(EvidenceKind.QUOTE, Encoding.BINARY, data, quote), wrapping, known
+        evidence = read_evidence(data)
+        azure.check_kind(evidence, kind)
+        return evidence, wrapping, None
+
+    def _known_of(
+        self, basis: Basis, evidence: EvidenceFile, checks: tuple[Check, ...], update: str, wrapping: bytes, keep: bool
+    ) -> Known:
+        """What is known of verified evidence; else what its appraisal establishes, which is kept where it can be."""
+        verified, quote = basis.verified, evidence.quote
+        # Each object whose id is in a key stands for exact bytes, and `Known` holds it: its id is of nothing else.
+        ids = map(_id, (verified.chain, verified.tcb, basis.collateral, basis.rules))
+        statement = b"".join((*ids, _without_report_data(quote)))
+        known = None if verified.stale else self._known.get(statement)
+        if known is not None:
+            if wrapping:  # of another QE, or in another form: the next one is read beside this one
+                self._known.add(statement, replace(known, basis=basis), wrapping=wrapping)
+            return known
+        appraisal = appraise(verified, self._policy, grace=self._grace)
+        result = result_of(appraisal, evidence, checks, basis.collateral.source)
+        if not result:
+            raise Refused(result)
+        known = _establish(result, basis, update)
+        once = verified.stale or ONCE.intersection(check.id for check in appraisal.findings)
+        read = basis.rules.reads(azure.report_data_claim(quote))
+        if keep and not once and not read and len(known.token) <= MAX_KNOWN:
+            self._known.add(statement, known, wrapping=wrapping)
+        return known
 
     def checked(self, text: str) -> PolicyText:
         """A policy that can be put into force: with the set of collateral that decides, and nothing else, configured.
@@ -379,8 +413,10 @@ class Appraiser:
         except ConfigError as error:
             raise AzureError(f"the policy's {error.message}", "PolicyEvaluationError") from error
 
-    def _collateral_of(self, quote: Quote, update: Update, now: datetime, *, may_block: bool) -> Collateral:
-        collateral = self._collateral.remembered(quote, now, update)
+    def _collateral_of(
+        self, quote: Quote, platform: PlatformKind, update: Update, now: datetime, *, may_block: bool
+    ) -> Collateral:
+        collateral = self._collateral.remembered(platform, now, update)
         if collateral is not None:
             return collateral
         if not may_block:
@@ -394,12 +430,13 @@ class Appraiser:
 
     def _under(self, evidence: EvidenceFile, update: Update, now: datetime, *, may_block: bool) -> dict[str, Any]:
         """The verdict under a further set, which decides nothing. A set that is missing is asked for once a minute."""
-        key = self._collateral.platform(evidence.quote), update
+        platform = self._collateral.platform(evidence.quote)
+        key = platform, update
         asked, missing = self._missing.get(key, (-MISSING_FOR, CollateralError("not asked for yet")))
         if time.monotonic() - asked < MISSING_FOR:
             return failed(missing, evidence=evidence).under(str(update))
         try:
-            collateral = self._collateral_of(evidence.quote, update, now, may_block=may_block)
+            collateral = self._collateral_of(evidence.quote, platform, update, now, may_block=may_block)
         except CollateralError as error:
             if len(self._missing) >= MAX_MISSING:
                 self._missing.clear()
@@ -519,13 +556,12 @@ def _policy(text: str, signer: x509.Certificate | None, *, draft: bool = False) 
     return PolicyInForce(text, None if signer is None else certificate_jwk(signer), draft)
 
 
-def _establish(
-    result: AttestationResult, verified: VerifiedQuote, collateral: Collateral, rules: Decisions, update: str
-) -> Known:
+def _establish(result: AttestationResult, basis: Basis, update: str) -> Known:
     """What is said of accepted evidence under the set `update`; `Denied` if the policy of its type refuses it."""
+    verified = basis.verified
     named = azure.quote_claims(verified.quote)
     seen = azure.policy_claims(named)
-    decision = rules.on(seen)
+    decision = basis.rules.on(seen)
     if not decision.permitted:
         raise Denied(decision, seen)
     evidence, issued = azure.evidence_claims(named) | azure.appraisal_claims(verified), decision.claims()
@@ -537,15 +573,27 @@ def _establish(
         issued=issued,
         evidence=written,
         token=joined(msgspec.json.encode(issued), written),
-        hashes=msgspec.json.encode(azure.collateral_hashes(collateral)),
+        hashes=msgspec.json.encode(azure.collateral_hashes(basis.collateral)),
         vector=trustworthiness_vector(verified),
         under=result.under(update),
-        basis=(verified.chain, verified.tcb, collateral, rules),
+        basis=basis,
     )
 
 
-def _split(quote: Quote) -> tuple[bytes, bytes]:
-    """What the attestation key signed without the report data, and the report data (64 bytes)."""
-    body = bytes(quote.body)
-    place = _SGX_REPORT_DATA if isinstance(quote.body, ReportBody) else _TDX_REPORT_DATA
-    return bytes(quote.header) + body[: place.start] + body[place.stop :], body[place]
+def _without_report_data(quote: Quote) -> bytes:
+    """What the attestation key signed, without the report data."""
+    body, place = bytes(quote.body), _report_data_place(quote)
+    return bytes(quote.header) + body[: place.start] + body[place.stop :]
+
+
+def _report_data(quote: Quote) -> bytes:
+    """64 bytes; the other fields stay unread."""
+    return bytes(quote.body)[_report_data_place(quote)]
+
+
+def _report_data_place(quote: Quote) -> slice:
+    return _SGX_REPORT_DATA if isinstance(quote.body, ReportBody) else _TDX_REPORT_DATA
+
+
+def _id(held: object) -> bytes:
+    return id(held).to_bytes(8, "little")
