@@ -272,3 +272,16 @@ class TestWordsOfAz:
     def test_a_query_is_refused_with_another_way(self, kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["addon", "show", "--query", "config", "--kubeconfig", kubeconfig]) == ExitCode.USAGE
         assert "jq" in capsys.readouterr().err
+
+
+def test_settings_are_listed_by_subject(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "enable", "--help"]) == ExitCode.OK
+    subject, found = "", {}
+    for line in capsys.readouterr().out.splitlines():
+        subject = line.removesuffix(":") if line.endswith(":") and not line.startswith(" ") else subject
+        if line.startswith("  -"):
+            found[line.split()[0]] = subject
+    assert found["--timeout"] == "Options"
+    assert found["--image"] == "Image"
+    assert found["--expected-signers"] == "Quote helper"
+    assert found["--approve-for"] == "Certificate signer"

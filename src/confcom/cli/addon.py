@@ -120,87 +120,154 @@ def _repeated(name: str, field: str, metavar: str, text: str) -> Decorator:
     return click.option(name, field, multiple=True, metavar=metavar, help=text)
 
 
-_OPTIONS = (
-    _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
-    _choice("--platform", "Platform of the nodes.  [default: intel]", "intel", "simulated"),
-    click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
-    click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
-    _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
-    _repeated("--image-pull-secret", "image_pull_secrets", "NAME", "To pull it. Repeatable."),
-    _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
-    click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
-    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]"),
-    click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
-    click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
-    click.option("--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"),
-    click.option("--expected-signers", metavar="HEX,…", help="MRSIGNERs; other quotes are counted.  [default: any]"),
-    click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
-    click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
-    _repeated(
-        "--toleration", "tolerations", "KEY[=VALUE][:EFFECT]", "Taint of SGX nodes. Repeatable; '*' is every taint."
+_SETTINGS = {
+    "Image": (
+        click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
+        _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
+        _repeated("--image-pull-secret", "image_pull_secrets", "NAME", "To pull it. Repeatable."),
     ),
-    _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
-    click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
-    _choice("--webhook-namespaces", "Namespaces that it serves.  [default: all]", "all", "labelled"),
-    click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
-    _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
-    click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
-    click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
-    _switch("collateral", "collateral", "The collateral service.  [default: off]"),
-    click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
-    _repeated("--collateral-fmspc", "collateral_fmspcs", "HEX", "FMSPC to keep fresh. Repeatable."),
-    _repeated(
-        "--collateral-tcb-set",
-        "collateral_tcb_sets",
-        "[GROUP=]SET",
-        "Pin what its clients get: early or a number. Repeatable.",
+    "Nodes and EPC": (
+        _choice("--platform", "Platform of the nodes.  [default: intel]", "intel", "simulated"),
+        click.option(
+            "--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"
+        ),
+        click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
+        _repeated(
+            "--toleration", "tolerations", "KEY[=VALUE][:EFFECT]", "Taint of SGX nodes. Repeatable; '*' is every taint."
+        ),
+        _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
+        click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
+        click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]"),
+        click.option(
+            "--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."
+        ),
     ),
-    click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
-    click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
-    click.option("--collateral-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),
-    click.option("--collateral-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"),
-    click.option("--collateral-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"),
-    click.option(
-        "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
+    "Quote helper": (
+        _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
+        click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
+        click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
+        click.option(
+            "--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"
+        ),
+        click.option(
+            "--expected-signers", metavar="HEX,…", help="MRSIGNERs; other quotes are counted.  [default: any]"
+        ),
     ),
-    _switch("attestation-service", "attestation", "The attestation service.  [default: off]"),
-    click.option("--attestation-url", metavar="URL", help="URL of its clients, issuer of tokens; '' is its Service's."),
-    click.option(
-        "--attestation-storage", metavar="[CLASS/]SIZE", help="Volume of its state; '' is none.  [default: 1Gi]"
+    "Admission webhook": (
+        _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
+        click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+        _choice("--webhook-namespaces", "Namespaces that it serves.  [default: all]", "all", "labelled"),
+        click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
+        _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
+        click.option(
+            "--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"
+        ),
+        click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
     ),
-    click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
-    click.option(
-        "--attestation-administrators",
-        metavar="NAME",
-        help="Secret with administrators.toml and the files it names.  [default: confcom-attestation-admin]",
+    "Collateral service": (
+        _switch("collateral", "collateral", "The collateral service.  [default: off]"),
+        click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
+        _repeated("--collateral-fmspc", "collateral_fmspcs", "HEX", "FMSPC to keep fresh. Repeatable."),
+        _repeated(
+            "--collateral-tcb-set",
+            "collateral_tcb_sets",
+            "[GROUP=]SET",
+            "Pin what its clients get: early or a number. Repeatable.",
+        ),
+        click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
+        click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+        click.option("--collateral-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),
+        click.option(
+            "--collateral-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"
+        ),
+        click.option("--collateral-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"),
+        click.option(
+            "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
+        ),
     ),
-    click.option("--attestation-keys", metavar="URI", help="PKCS#11 token with its keys; '' is files on the volume."),
-    click.option("--attestation-pin-secret", metavar="NAME", help="Secret with the PIN of that token, under pin."),
-    click.option("--attestation-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),
-    click.option("--attestation-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"),
-    click.option("--attestation-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"),
-    click.option("--approve-for", metavar="SIGNER,…", help="It approves for them too, such as cert-manager's issuers."),
-    _switch("attested-certificates", "attested_certificates", "The signer of pods' certificates.  [default: off]"),
-    _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
-    _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
-    _choice(
-        "--monitoring",
-        "How Prometheus finds the components.  [default: auto]",
-        "auto",
-        "operator",
-        "annotations",
-        "off",
+    "Attestation service": (
+        _switch("attestation-service", "attestation", "The attestation service.  [default: off]"),
+        click.option(
+            "--attestation-url", metavar="URL", help="URL of its clients, issuer of tokens; '' is its Service's."
+        ),
+        click.option(
+            "--attestation-storage", metavar="[CLASS/]SIZE", help="Volume of its state; '' is none.  [default: 1Gi]"
+        ),
+        click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+        click.option(
+            "--attestation-administrators",
+            metavar="NAME",
+            help="Secret with administrators.toml and the files it names.  [default: confcom-attestation-admin]",
+        ),
+        click.option(
+            "--attestation-keys", metavar="URI", help="PKCS#11 token with its keys; '' is files on the volume."
+        ),
+        click.option("--attestation-pin-secret", metavar="NAME", help="Secret with the PIN of that token, under pin."),
+        click.option(
+            "--attestation-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."
+        ),
+        click.option(
+            "--attestation-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"
+        ),
+        click.option(
+            "--attestation-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"
+        ),
     ),
-    _repeated(
-        "--monitoring-label", "monitoring_labels", "KEY=VALUE", "By which a Prometheus selects monitors. Repeatable."
+    "Certificate signer": (
+        _switch("attested-certificates", "attested_certificates", "The signer of pods' certificates.  [default: off]"),
+        click.option(
+            "--approve-for", metavar="SIGNER,…", help="It approves for these too, such as cert-manager's issuers."
+        ),
     ),
-    _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
-)
+    "Metrics and autoscaling": (
+        _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+        _switch(
+            "autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"
+        ),
+        _switch(
+            "epc-enforcement", "epc_enforcement", "It limits EPC by cgroups, where the kernel can.  [default: off]"
+        ),
+        _choice(
+            "--monitoring",
+            "How Prometheus finds the components.  [default: auto]",
+            "auto",
+            "operator",
+            "annotations",
+            "off",
+        ),
+        _repeated(
+            "--monitoring-label",
+            "monitoring_labels",
+            "KEY=VALUE",
+            "By which a Prometheus selects monitors. Repeatable.",
+        ),
+    ),
+}
+
+
+_SUBJECTS = {
+    option.name: subject
+    for subject, options in _SETTINGS.items()
+    for option in click.command(_applied(lambda: None, *options)).params
+}
+
+
+class _SettingsCommand(click.Command):
+    """A command with one option per setting. Its help lists them by subject, after its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each subject under its name."""
+        shown = [(option, record) for option in self.get_params(ctx) if (record := option.get_help_record(ctx))]
+        for subject in ("Options", *_SETTINGS):
+            with formatter.section(subject):
+                formatter.write_dl(
+                    [record for option, record in shown if _SUBJECTS.get(option.name, "Options") == subject]
+                )
 
 
 def setting_options(command: Command) -> Command:
     """One option per setting."""
-    return _applied(command, *_OPTIONS)
+    return _applied(command, *(option for options in _SETTINGS.values() for option in options))
 
 
 def _run(name: str, options: dict[str, Any]) -> None:
@@ -209,7 +276,7 @@ def _run(name: str, options: dict[str, Any]) -> None:
     getattr(addon_change, name)(**options)
 
 
-@addon.command(short_help="Enable the add-on; what it does not mention stays as it was.")
+@addon.command(cls=_SettingsCommand, short_help="Enable the add-on; what it does not mention stays as it was.")
 @_addon
 @setting_options
 @_waiting("runs", "Show what would change, and change nothing.")
@@ -224,7 +291,7 @@ def enable(**options: Any) -> None:  # noqa: ANN401 - by name
     _run("enable", options)
 
 
-@addon.command(short_help="Change the enabled add-on; the rest stays as it was.")
+@addon.command(cls=_SettingsCommand, short_help="Change the enabled add-on; the rest stays as it was.")
 @_addon
 @setting_options
 @_waiting("runs", "Show what would change, and change nothing.")
@@ -278,7 +345,7 @@ def list_available(**options: Any) -> None:  # noqa: ANN401 - by name
     _run("list_available", options)
 
 
-@addon.command(short_help="Write the add-on as YAML, for other tools to apply.")
+@addon.command(cls=_SettingsCommand, short_help="Write the add-on as YAML, for other tools to apply.")
 @_addon
 @setting_options
 @click.option(
