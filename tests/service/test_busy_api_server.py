@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from api_stand_in import ApiStandIn
-from confcom.cluster import client
-from confcom.cluster.nodes import NodeState, watch_nodes
+from confcom.cluster import client, nodes
+from confcom.cluster.nodes import KubeResourceClaims, NodeState, watch_nodes
 from confcom.cluster.objects import POD_KIND, ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused
 
@@ -135,6 +135,14 @@ class GoesAway(ApiStandIn):
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
+
+async def test_a_claim_is_read_before_the_kubelet_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "CLAIM_WITHIN", 0.5)
+    with Busy(100, 429, after="5") as api:
+        claims = KubeResourceClaims(kubeconfig=api.kubeconfig(tmp_path))
+        with pytest.raises(ClusterError, match=r"cannot read the claim n/c: no answer within 0\.5 s"):
+            await claims.get("n", "c")
 
 
 def test_a_watch_of_a_server_that_went_away_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,8 @@ async def test_the_limit_of_a_container_waits_for_all_its_claims(
     pod["spec"]["containers"][0]["resources"] = {"claims": [{"name": "first"}, {"name": "second"}]}
     api.claims["default", "first"] = claim("first", "10Mi")
     api.put(pod)
+    other = make_pod("other", uid=OTHER_UID)
+    api.put(other | {"spec": other["spec"] | {name: pod["spec"][name] for name in ("resourceClaims", "containers")}})
     async with exporter(node, api, folder) as running:
         await running.until(lambda found: found.get(of("requested_bytes")) == 10 * MIB)
         before = api.requests.count(SECOND)
@@ -362,6 +364,8 @@ async def test_the_limit_of_a_container_waits_for_all_its_claims(
         assert (group / "misc.max").read_text() == "sgx_epc max\n"
         api.claims["default", "second"] = claim("second", "5Mi")
         await running.until(lambda found: found.get(of("limit_bytes")) == 15 * MIB)
+        # A claim that several pods use is read once.
+        assert api.requests.count(SECOND.replace("second", "first")) == 1
 
 
 def test_an_exporter_without_a_node_is_told() -> None:

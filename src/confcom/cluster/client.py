@@ -238,11 +238,11 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
         yield
     except ApiError as error:
         status = error.status
-        raise _answered(f"{what}: {status.message or error}", status.code, advice, status.reason) from error
+        raise answered(f"{what}: {status.message or error}", status.code, advice, status.reason) from error
     except httpx2.HTTPStatusError as error:
         # A proxy, or the API server for an unknown group, answers in plain text.
         code = error.response.status_code
-        raise _answered(f"{what}: the server answers with HTTP {code}", code, advice) from error
+        raise answered(f"{what}: the server answers with HTTP {code}", code, advice) from error
     except LightkubeConfigError as error:  # a credential plugin, or the file of a token
         raise ClusterError(f"{what}: no credentials: {error}") from error
     except httpx2.RequestError as error:
@@ -267,7 +267,8 @@ def missing_ok() -> Iterator[None]:
             raise
 
 
-def _answered(message: str, status: int | None, advice: str | None, reason: str | None = None) -> ClusterError:
+def answered(message: str, status: int | None, advice: str | None, reason: str | None = None) -> ClusterError:
+    """The error for an answer of this HTTP status: `ClusterRefused` if the server refused."""
     # A busy server has refused nothing.
     if status is not None and 400 <= status < 500 and status != _BUSY:
         return ClusterRefused(message, status=status, reason=reason, advice=advice)

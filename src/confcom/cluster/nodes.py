@@ -18,9 +18,17 @@ from lightkube.core.generic_client import BasicRequest
 from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
-from confcom.cluster.client import KNOWN, SERVER_TIMEOUT, cluster_errors, list_and_watch, missing_ok, open_client
+from confcom.cluster.client import (
+    KNOWN,
+    SERVER_TIMEOUT,
+    answered,
+    cluster_errors,
+    list_and_watch,
+    missing_ok,
+    open_client,
+)
 from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, RESOURCE_SLICE_KIND, ClusterObjects
-from confcom.errors import ClusterError, ClusterRefused, FormatError
+from confcom.errors import ClusterError, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.dra_objects import claimed_epc
 from confcom.protocols.epc import (
@@ -157,6 +165,10 @@ class KubeResourceSlices(_WatchedNode):
             await self._open().delete(_SLICE, name)
 
 
+CLAIM_WITHIN = 10.0
+"""Seconds for reading a claim: a kubelet waits for 45 s for all claims of a pod, and then shows no reason."""
+
+
 class KubeResourceClaims:
     """Reads claims one at a time, each with a new client: reads are rare and tokens short-lived."""
 
@@ -165,9 +177,16 @@ class KubeResourceClaims:
 
     async def get(self, namespace: str, name: str) -> Mapping[str, Any]:
         """A claim as JSON."""
-        async with open_client(self._kubeconfig, field_manager=FIELD_MANAGER) as client:
-            with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_SLICES_ADVICE):
-                return dict(await client.get(CLAIM_KIND.resource, name, namespace=namespace))
+        what = f"cannot read the claim {namespace}/{name}"
+        try:
+            async with (
+                asyncio.timeout(CLAIM_WITHIN),
+                open_client(self._kubeconfig, field_manager=FIELD_MANAGER) as client,
+            ):
+                with cluster_errors(what, advice=_SLICES_ADVICE):
+                    return dict(await client.get(CLAIM_KIND.resource, name, namespace=namespace))
+        except TimeoutError as error:
+            raise ClusterError(f"{what}: no answer within {CLAIM_WITHIN:g} s") from error
 
 
 CORDON = "node.kubernetes.io/unschedulable"
@@ -232,7 +251,7 @@ LARGE_CHUNK = 500
 """Objects per answer, for the webhook's nodes and for `confcom top` and `why`."""
 
 MAX_CLAIMS = 1024
-"""Most claims of one node that are read, each once for every pod that uses it."""
+"""Most claims of one node that are read."""
 
 _PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
 
@@ -299,7 +318,7 @@ class NodePods(Pods[EpcPod]):
         super().__init__(parse_pod, kubeconfig=kubeconfig, manager="confcom-metrics", fields=own)
         self.node = EpcNode(node)
         self.claims: Mapping[tuple[str, str], int] = {}
-        self._sizes: Mapping[tuple[str, str, str], int] = {}
+        self._users: Mapping[tuple[str, str], set[str]] = {}
         self._resource = resource
 
     async def refresh(self) -> None:
@@ -313,25 +332,22 @@ class NodePods(Pods[EpcPod]):
             await self._read_claims(client)
 
     async def _read_claims(self, client: Any) -> None:  # noqa: ANN401 - lightkube's signatures know its own models only
-        # By pod too: what a pod uses stays, but another pod's claim of the same name may be another one.
-        wanted = dict.fromkeys(
-            (pod.uid, pod.namespace, name)
-            for pod in self.pods.values()
-            if not pod.finished  # it holds nothing
-            for one in pod.containers
-            for name in one.claims
-        )
+        users: dict[tuple[str, str], set[str]] = {}
+        for pod in self.pods.values():
+            if not pod.finished:  # one that has finished holds nothing
+                for name in (name for one in pod.containers for name in one.claims):
+                    users.setdefault((pod.namespace, name), set()).add(pod.uid)
         found = {}
-        for use in islice(wanted, MAX_CLAIMS):
-            _, namespace, name = use
-            if size := self._sizes.get(use):
-                found[use] = size
+        for claim, pods in islice(users.items(), MAX_CLAIMS):
+            # A claim stays while a pod uses it; after that, one of its name may be another one.
+            if (size := self.claims.get(claim)) and pods & self._users[claim]:
+                found[claim] = size
                 continue
+            namespace, name = claim
             with missing_ok(), cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
-                claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
-                found[use] = claimed_epc(dict(claim))
-        self._sizes = found
-        self.claims = {(namespace, name): size for (_, namespace, name), size in found.items()}
+                document = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
+                found[claim] = claimed_epc(dict(document))
+        self.claims, self._users = found, users
 
 
 # The whole cluster, for `confcom top` and `confcom why`.
@@ -380,9 +396,8 @@ class ClusterEpc(ClusterObjects):
             finally:
                 await response.aclose()
         if not response.is_success:
-            kind = ClusterRefused if response.status_code < 500 else ClusterError
             message = f"cannot read the metrics of pod {pod}: {_reason(page, response.status_code)}"
-            raise kind(message, status=response.status_code, advice=advice)
+            raise answered(message, response.status_code, advice)
         return page.decode("utf-8", "replace")
 
 
