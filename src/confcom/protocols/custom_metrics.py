@@ -187,9 +187,16 @@ class _Metadata(msgspec.Struct, rename="camel"):
     deletion_timestamp: str | None = None
 
 
+class _Condition(msgspec.Struct):
+    type: str
+    status: str
+    reason: str = ""
+
+
 class _Status(msgspec.Struct):
     phase: str = ""
     podIP: str = ""  # noqa: N815 - as the API spells it
+    conditions: list[_Condition] | None = None
 
 
 class _Pod(msgspec.Struct):
@@ -201,7 +208,8 @@ class _Pod(msgspec.Struct):
 class ScaledPod:
     """A pod. `owners` are the objects above it as (resource, name); `requests` says whether it requests EPC.
 
-    With `claims` it has claims, of EPC or something else. `runs` is false for one that is being deleted.
+    With `claims` it has claims, of EPC or something else. `runs` is false for one that is being deleted, or whose node
+    is lost.
     """
 
     uid: str
@@ -235,9 +243,14 @@ def parse_scaled_pod(document: Any) -> ScaledPod:  # noqa: ANN401 - JSON
         owners=frozenset(_owners(form.metadata.owner_references or (), pod.labels)),
         requests=any(one.requested is not None for one in pod.containers),
         claims=any(one.claims for one in pod.containers),
-        runs=status.phase == "Running" and form.metadata.deletion_timestamp is None,
+        runs=status.phase == "Running" and form.metadata.deletion_timestamp is None and not _lost(status),
         finished=pod.finished,
     )
+
+
+def _lost(status: _Status) -> bool:
+    """Whether the pod's node is lost: its controller makes pods unready, and gives no reason as the kubelet does."""
+    return any((one.type, one.status, one.reason) == ("Ready", "False", "") for one in status.conditions or ())
 
 
 def _owners(references: Iterable[_Owner], labels: Mapping[str, str]) -> Iterable[tuple[str, str]]:

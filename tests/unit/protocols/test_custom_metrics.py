@@ -191,6 +191,21 @@ def test_the_deployment_above_a_replica_set() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("ready", "runs"),
+    [
+        ({"status": "True"}, True),
+        ({"status": "False", "reason": "ContainersNotReady"}, True),
+        ({"status": "False"}, False),
+    ],
+)
+def test_a_pod_of_a_lost_node_is_one_that_is_unready_without_a_reason(ready: dict[str, str], runs: bool) -> None:
+    """So the node's controller marks it; the kubelet gives its reason."""
+    pod = make_pod("web-1")
+    pod["status"]["conditions"] = [{"type": "ContainersReady", "status": "True"}, {"type": "Ready"} | ready]
+    assert parse_scaled_pod(pod).runs is runs
+
+
 def test_amounts_and_claims_are_told_apart() -> None:
     claiming = make_pod("web-1")
     claiming["spec"]["resourceClaims"] = [{"name": "any", "resourceClaimName": "some"}]

@@ -260,8 +260,8 @@ class Figures:
             elif fresh[pod.node] and metric != QUOTE_RATE:
                 continue  # it has not begun to use EPC
             elif pod.runs and (pod.requests or (pod.claims and pod.node in exporters)):
-                # A lost node's pods are being deleted for as long as it is lost. On a node without an exporter a claim
-                # is one of something else.
+                # Pods of a lost node stay for as long as it is lost. On a node without an exporter a claim is one of
+                # something else.
                 missing.setdefault(pod.node, []).append(pod.name)
         why = {node: self._why(component, node, monotonic) for node in missing}
         return found, {why[node]: names for node, names in missing.items()}
