@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import stat
 import time
@@ -171,9 +172,28 @@ def test_streams_that_end_before_the_registration_is_answered_cost_no_timeout(
 def test_a_directory_that_comes_later_is_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     late = tmp_path / "late"
     with RunningPlugin(tmp_path, kubelet, plugin_dir=str(late)) as plugin:
-        assert "cannot listen" in plugin.wait_event("plugin.listen")["reason"]
+        assert f"cannot listen at {late}/" in (reason := plugin.wait_event("plugin.listen")["reason"])
+        assert reason.endswith(f": {late} is not there")
         late.mkdir()
         plugin.wait_event("kubelet.absent")
+
+
+def test_a_folder_that_was_removed_under_its_mount_ends_the_plugin(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    """A container that starts again has a mount of the folder that the kubelet has made since."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    mounted = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with RunningPlugin(tmp_path, kubelet, plugin_dir=f"/proc/self/fd/{mounted}") as plugin:
+            plugin.wait_event("kubelet.absent")
+            shutil.rmtree(folder)
+            folder.mkdir()
+            wait_until(lambda: plugin.error is not None)
+            error, plugin.error = plugin.error, None
+        assert isinstance(error, PlatformUnavailable)
+        assert error.message.endswith(f"/proc/self/fd/{mounted} was removed from the node")
+    finally:
+        os.close(mounted)
 
 
 def test_a_refused_registration_is_tried_again(tmp_path: Path, kubelet: KubeletEmulator) -> None:

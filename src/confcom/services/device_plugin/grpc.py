@@ -236,8 +236,14 @@ def _bind(path: Path) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
+        if (links := _links(path.parent)) == 0:
+            raise PlatformUnavailable(
+                f"cannot listen at {path}: {path.parent} was removed from the node",
+                advice="A mount shows the removed folder until the plugin starts again.",
+            ) from error
+        reason = f"{path.parent} is not there" if links is None else error.strerror or error
         raise PlatformUnavailable(
-            f"cannot listen at {path}: {error.strerror or error}",
+            f"cannot listen at {path}: {reason}",
             retryable=True,
             advice="The plugin has to write in the kubelet's directory: mount it, and run as root.",
         ) from error
@@ -245,3 +251,11 @@ def _bind(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _links(folder: Path) -> int | None:
+    """Links to a folder, 0 for one that was removed and is still mounted; None if it is not there."""
+    try:
+        return folder.stat().st_nlink
+    except OSError:
+        return None

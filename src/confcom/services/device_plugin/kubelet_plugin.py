@@ -125,12 +125,18 @@ class Registration:
         self._server.update(node)
 
     async def run(self) -> None:
-        """Bind, have it found, watch, and again; until cancelled."""
+        """Bind, have it found, watch, and again; until cancelled.
+
+        `PlatformUnavailable` if the kubelet's folder was removed under a mount: a container that starts again has
+        another mount.
+        """
         while True:
             try:
                 socket = GrpcSocket(self._path, self._handlers())
             except PlatformUnavailable as error:
                 self._report("plugin.listen", warning=True, error=error.code, reason=error.message)
+                if not error.retryable:
+                    raise
                 await asyncio.sleep(self._next_retry())
                 continue
             try:
