@@ -44,6 +44,7 @@ def graph(title: str, unit: str, *queries: tuple[str, str], about: str = "") -> 
 
 
 RATE = "$__rate_interval"
+APART = '{peer!="others"}'  # those are counts of former peers, all at once: no rate
 NODE = 'node=~"$node"'
 QH, CS, EPC, WH = "confcom_quote_helper", "confcom_collateral_service", "confcom_epc", "confcom_webhook"
 DP, ATT = "confcom_device_plugin", "confcom_attestation"
@@ -92,7 +93,7 @@ DASHBOARDS = (
     ), f"{EPC}_node_size_bytes"),
     Dashboard("confcom-quotes", "confcom: quotes", (
         stat("Nodes with a ready helper", "none", f"sum(max by (node) ({QH}_ready)) or sum({QH}_ready)"),
-        stat("Quotes", "ops", f"sum(rate({QH}_quotes_total[{RATE}]))"),
+        stat("Quotes", "ops", f"sum(rate({QH}_quotes_total{APART}[{RATE}]))"),
         stat("Failed requests", "percentunit",
              f'sum(rate({QH}_requests_total{{kind=~"GetQuote|GetQuoteEx",outcome!="answered"}}[{RATE}])) '
              f'/ sum(rate({QH}_requests_total{{kind=~"GetQuote|GetQuoteEx"}}[{RATE}]))'),
@@ -102,12 +103,12 @@ DASHBOARDS = (
               (quantile("0.99", f"{QH}_request_seconds"), "99 %"),
               (quantile("0.99", f"{QH}_platform_seconds"), "99 % of QE and PCE")),
         graph("Pods with most quotes", "ops",
-              (f"topk(10, sum by (peer) (rate({QH}_quotes_total[{RATE}])))", "{{peer}}"),
+              (f"topk(10, sum by (peer) (rate({QH}_quotes_total{APART}[{RATE}])))", "{{peer}}"),
               about="By the UID of the pod; `confcom top` has the names."),
         graph("Waiting", "none", (f"sum by (instance) ({QH}_waiting)", "{{instance}} waiting"),
               (f"sum by (instance) ({QH}_in_hand)", "{{instance}} in hand")),
         graph("Turned away", "ops", rates(f"{QH}_over_limit_total", "limit"),
-              (f"sum(rate({QH}_throttled_connections_total[{RATE}]))", "unread")),
+              (f"sum(rate({QH}_throttled_connections_total{APART}[{RATE}]))", "unread")),
         graph("Helpers by state", "none", (f"sum by (state) ({QH}_state)", "{{state}}")),
         graph("Quotes of debug enclaves and of unexpected signers", "ops",
               (f"sum(rate({QH}_debug_quotes_total[{RATE}]))", "debug"),
