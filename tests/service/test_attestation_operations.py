@@ -33,7 +33,7 @@ from confcom.services.attestation.attestation_service import AttestationServiceC
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import DEFAULT_POLICY
-from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world
+from running_attestation_service import API, NOW, TOKEN, RunningAttestation, enclave_quote, free_port, make_world
 from running_attestation_service import running_attestation as running
 from running_collateral_service import Clock
 from running_in_thread import leaving
@@ -293,6 +293,37 @@ def test_an_address_that_fills_the_queue_makes_room_for_others(tmp_path: Path, w
         assert set().union(*(each.result() for each in floods)) == {200, 503}
 
 
+def test_administrators_at_one_address_make_room_for_others(tmp_path: Path, world: SimulatedWorld) -> None:
+    draft, done = DEFAULT_POLICY.replace("=> permit();", "=> permit();" * 1000), threading.Event()
+
+    def ask(service: RunningAttestation, caller: str, path: str, body: str | None = None) -> int:
+        named = {"Authorization": f"Bearer {TOKEN}", "X_Forwarded_For": caller}
+        return service.ask(f"{path}?{API}", body, **named).status
+
+    def try_out(service: RunningAttestation) -> int:
+        return ask(service, "192.0.2.1", "/policies/SgxEnclave:dryRun", draft)
+
+    def flood(service: RunningAttestation) -> set[int]:
+        found = set()
+        while not done.is_set():
+            found.add(try_out(service))
+        return found
+
+    with (
+        running(tmp_path, world, threads=1, max_waiting=3, proxies=("127.0.0.0/8",)) as service,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        assert service.attest(enclave_quote(world)).status == 200
+        floods = [pool.submit(flood, service) for _ in range(8)]
+        try:
+            service.wait_until(lambda: try_out(service) == 503)
+            paths = "/certificates", "/policies/SgxEnclave", "/audit", "/tcbbaselines/SgxEnclave"
+            assert [ask(service, "192.0.2.2", path) for path in paths] == [200] * 4
+        finally:
+            done.set()
+        assert set().union(*(each.result() for each in floods)) == {200, 503}
+
+
 def test_large_bodies_under_way_are_bounded_together(
     tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +343,29 @@ def test_large_bodies_under_way_are_bounded_together(
         other.sendall(b" ")
         assert other.recv(12) == b"HTTP/1.1 400"
         assert service.ask(f"/attest/SgxEnclave?{API}", b" " * size).status == 400
+
+
+def test_large_bodies_of_one_address_leave_room_for_others(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.MAX_LARGE", 4 << 17)
+    size = 1 << 17
+    with running(tmp_path, world, max_body=size, proxies=("127.0.0.0/8",)) as service, ExitStack() as stack:
+        host, _, port = service.url.removeprefix("http://").removesuffix("/simulated").partition(":")
+        head = f"POST /simulated/attest/SgxEnclave?{API} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.1\r\n"
+        clients = [stack.enter_context(socket.create_connection((host, int(port)), timeout=120)) for _ in range(8)]
+        for client in clients:
+            client.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + b" " * (size - 1))
+        waiting = set(clients)
+        while len(waiting) > 1:
+            (refused, *_), _, _ = select.select(list(waiting), [], [], 120)
+            assert refused.recv(16) == b"HTTP/1.1 503 Ser"
+            waiting.remove(refused)
+        path = f"/attest/SgxEnclave?{API}"
+        assert service.ask(path, b" " * size, X_Forwarded_For="192.0.2.1").status == 503
+        assert service.ask(path, b" " * size, X_Forwarded_For="192.0.2.2").status == 400
+        waiting.pop().close()
+        service.wait_until(lambda: service.ask(path, b" " * size, X_Forwarded_For="192.0.2.1").status == 400)
 
 
 def test_garbage_of_one_address_is_counted_and_not_all_of_it_recorded(

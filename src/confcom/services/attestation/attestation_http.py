@@ -41,7 +41,7 @@ from confcom.services.attestation.lockstep import Lockstep, Outcome
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
-from confcom.services.runtime.process import Overloaded, WorkerThreads
+from confcom.services.runtime.process import Overloaded, T, WorkerThreads
 from confcom.services.runtime.status_page import Reading
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.ear import MEDIA_TYPE, accepts_ear
@@ -55,7 +55,7 @@ _PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is in memory."""
 MAX_LARGE = 64 << 20
-"""Bytes of all bodies that are being received and have more than `MAX_IN_LOOP`."""
+"""Bytes of all bodies that are being received and have more than `MAX_IN_LOOP`; those of one address have a quarter."""
 WRONG_TOKENS = 5
 """Of one address in a minute; beyond it administration waits."""
 REFUSED_RECORDED = 60
@@ -157,14 +157,14 @@ class AttestationApp:
         self.administration = administration
         self.records = records
         self._problem = problem
-        self.workers = workers
+        self._workers = workers
         self._audit = audit
         self._lockstep = Lockstep(self._ended)
         self.metrics = metrics
         self._issuer = issuer
         self._administrators = administrators
         self.max_body = max_body
-        self._large = 0
+        self._large: dict[str, int] = {}  # by address
         self._allowed = attest_per_minute
         self._appraisals = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
@@ -260,8 +260,7 @@ class AttestationApp:
             entry, found = await self._lockstep.run(steps)
             recorded = entry.verdict != "refused"
         except WouldBlock:
-            judge = partial(self.appraiser.appraise, body, kind, caller, ear=ear)
-            entry, found = await self.workers.run(judge, address_of(scope))
+            entry, found = await self.in_thread(scope, lambda: self.appraiser.appraise(body, kind, caller, ear=ear))
             recorded = False
         if not recorded and (entry.verdict != "refused" or self._is_recorded(scope)):
             await self._audit.record(entry)
@@ -303,7 +302,7 @@ class AttestationApp:
             return await self._change(request, self.administration.set)
         kind = _kind(request)
         await self.require_admin(request)
-        return _json({"token": await self.workers.run(lambda: self.administration.current(kind))})
+        return _json({"token": await self.in_thread(request.scope, lambda: self.administration.current(kind))})
 
     async def _reset(self, request: Request) -> Response:
         return await self._change(request, self.administration.reset)
@@ -312,20 +311,20 @@ class AttestationApp:
         """Have an administrator change a policy; the answer is a token with its outcome."""
         kind = _kind(request)
         by = await self.require_admin(request, change=True)
-        body = await self.body(request.receive)
-        return _json({"token": await self.workers.run(lambda: change(kind, body, by))})
+        body = await self.body(request.scope, request.receive)
+        return _json({"token": await self.in_thread(request.scope, lambda: change(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
         await self.require_admin(request)
-        text = read_policy(await self.body(request.receive)).text
+        text = read_policy(await self.body(request.scope, request.receive)).text
         limit = _number(request, "limit", default=100, most=1000)
-        return _json(await self.workers.run(lambda: self.appraiser.dry_run(kind, text, limit=limit)))
+        return _json(await self.in_thread(request.scope, lambda: self.appraiser.dry_run(kind, text, limit=limit)))
 
     async def _baselines(self, request: Request) -> Response:
         kind = _kind(request)
         self.limit(request.scope)
-        return _json(await self.workers.run(lambda: self.appraiser.baselines(kind)))
+        return _json(await self.in_thread(request.scope, lambda: self.appraiser.baselines(kind)))
 
     def _nonce(self) -> dict[str, Any]:
         return {"nonce": self.appraiser.nonce(), "seconds": int(LIFE.total_seconds())}
@@ -336,19 +335,19 @@ class AttestationApp:
         await self.require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None
         limit = _number(request, "limit", default=100, most=1000)
-        rows = await self.workers.run(lambda: self.records(wanted, before=before, limit=limit))
+        rows = await self.in_thread(request.scope, lambda: self.records(wanted, before=before, limit=limit))
         lines = [msgspec.json.encode(as_line(row)) + b"\n" for row in rows]
         return Response(b"".join(lines), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
         await self.require_admin(request)
-        return _json({"token": await self.workers.run(self.administration.signers)})
+        return _json({"token": await self.in_thread(request.scope, self.administration.signers)})
 
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
             by = await self.require_admin(request, change=True)
-            body = await self.body(request.receive)
-            changed = self.workers.run(lambda: self.administration.change_signer(body, by, add=add))
+            body = await self.body(request.scope, request.receive)
+            changed = self.in_thread(request.scope, lambda: self.administration.change_signer(body, by, add=add))
             return _json({"token": await changed})
 
         return handler
@@ -390,9 +389,9 @@ class AttestationApp:
         prefix = " The API of this instance, which judges SIMULATED evidence, is under /simulated." * self._simulated
         return _marked(_error_answer(HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")))
 
-    async def body(self, receive: Receive) -> bytes:
+    async def body(self, scope: Message, receive: Receive) -> bytes:
         """The body of a request, at most `max_body` bytes."""
-        body, more, large = bytearray(), True, 0
+        body, more, large, address = bytearray(), True, 0, address_of(scope)
         try:
             while more:
                 event = await receive()
@@ -402,14 +401,20 @@ class AttestationApp:
                 if len(body) > self.max_body:
                     raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
                 if len(body) > MAX_IN_LOOP:
-                    self._large += len(body) - large
+                    own = self._large[address] = self._large.get(address, 0) + len(body) - large
                     large = len(body)
-                    if self._large > max(MAX_LARGE, self.max_body):
+                    every = sum(self._large.values())
+                    if own > max(MAX_LARGE // 4, self.max_body) or every > max(MAX_LARGE, self.max_body):
                         raise HttpRefusal(503, "ServerBusy", "too many large bodies are under way", retry_after=1)
                 more = event.get("more_body", False)
         finally:
-            self._large -= large
+            if large and (others := self._large.pop(address) - large):
+                self._large[address] = others
         return bytes(body)
+
+    async def in_thread(self, scope: Message, call: Callable[[], T]) -> T:
+        """The result of a call that may block; the addresses that make requests take turns."""
+        return await self._workers.run(call, address_of(scope))
 
     def limit(self, scope: Message) -> None:
         """Count an appraisal that an address asks for; beyond its share it is refused."""
@@ -460,7 +465,7 @@ class _AttestCall:
         try:
             _check_version(scope)
             self._app.limit(scope)
-            body = await self._app.body(receive)
+            body = await self._app.body(scope, receive)
             ear = any(name == b"accept" and accepts_ear(value) for name, value in scope["headers"])
             found = await self._timed(body, scope, ear=ear)
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
@@ -562,12 +567,8 @@ def _check_version(scope: Message) -> None:
     if twice := next((name for name in given if len(given.getlist(name)) > 1), None):
         raise HttpRefusal(400, "InvalidParameter", f"the query parameter {twice[:40]!r} is given twice")
     if version not in API_VERSIONS:
-        raise HttpRefusal(
-            400,
-            "InvalidParameter",
-            f"the query parameter api-version is {'missing' if version is None else repr(version)}: "
-            f"{', '.join(API_VERSIONS)} are served",
-        )
+        found, served = "missing" if version is None else repr(version), ", ".join(API_VERSIONS)
+        raise HttpRefusal(400, "InvalidParameter", f"the query parameter api-version is {found}: {served} are served")
 
 
 def _json(value: object, *, status: int = 200) -> Response:

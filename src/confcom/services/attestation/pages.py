@@ -26,7 +26,7 @@ from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
 from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter
 from confcom.services.attestation.examination import Examiner
-from confcom.services.runtime.allowances import Network, address_of, forwarded
+from confcom.services.runtime.allowances import Network, forwarded
 from confcom.services.runtime.process import Overloaded
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import read_policy
@@ -120,18 +120,17 @@ class Pages:
         """Reads the form, and answers in a thread: a client decides how much there is to parse and to render."""
 
         async def endpoint(request: Request) -> Response:
-            address = address_of(request.scope)
             try:
                 found = await self._require_admin(request, change=role == "contributor") if role else ""
                 if found is None:
                     return self._without_session("/sign-in")
                 by = found
                 if method == "GET":
-                    return await self._api.workers.run(lambda: handler(request, {}, by), address)
+                    return await self._api.in_thread(request.scope, lambda: handler(request, {}, by))
                 if not role:
                     self._api.limit(request.scope)
                 body = await self._body(request)
-                return await self._api.workers.run(lambda: handler(request, self._form(request, body), by), address)
+                return await self._api.in_thread(request.scope, lambda: handler(request, self._form(request, body), by))
             except Overloaded:
                 return self._failed(request, _refusal(503, "too many requests wait"))
             except ConfcomError as error:
@@ -252,7 +251,7 @@ class Pages:
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
             raise _refusal(415, "this is not the form of a page")
-        return await self._api.body(request.receive)
+        return await self._api.body(request.scope, request.receive)
 
     def _form(self, request: Request, body: bytes) -> Form:
         """The fields of a form that came from a page of this instance."""
