@@ -25,7 +25,7 @@ from confcom.formats.quote import HEADER_SIZE, Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import decode_base64, encode_base64url, members_once
 from confcom.platforms.quoting import EnclaveQuoteSource
-from confcom.services.attestation.appraiser import Appraiser
+from confcom.services.attestation.appraiser import MAX_KNOWN, Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.lockstep import Outcome
 from confcom.services.attestation.signing_keys import KeyFolder, SigningKeys
@@ -273,6 +273,18 @@ def test_quotes_that_differ_in_more_than_report_data_and_signature_are_read_in_t
             keys.add(Quote.parse(made).signature.attestation_key)
     assert len(keys) == 2
     assert both.counted.asked == 1
+
+
+def test_of_large_evidence_nothing_is_kept(tmp_path: Path, world: SimulatedWorld, clock: Clock) -> None:
+    """It may have 128 KiB, and 256 are kept."""
+    world.export_collateral(tmp_path / "folder")
+    both, quote = Both(tmp_path, world, str(tmp_path / "folder"), clock, _DEFAULTS), _enclave(world)
+    sizes = MAX_KNOWN + 1, MAX_KNOWN + 1, MAX_KNOWN, MAX_KNOWN, MAX_KNOWN + 1
+    asked = []
+    for size in sizes:
+        assert both.appraise(SGX, quote(bytes(64)).ljust(size, b"\0"))[0].verdict == "accepted"
+        asked.append(both.counted.asked)
+    assert asked == [1, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("kind", [SGX, TDX])

@@ -80,7 +80,7 @@ NONCE_BOUND = "confcom-nonce-bound"
 KNOWN = 256
 """Appraisals of which `Known` is kept: each build of an enclave or TD on each platform is one."""
 MAX_KNOWN = 16 << 10
-"""Bytes of the claims of one that is kept."""
+"""Bytes of the evidence, and of the claims, of one that is kept."""
 ONCE = frozenset({"advisory", "held-data", "report-data"})
 """Ids of findings that depend on the time or the report data."""
 _SGX_REPORT_DATA, _TDX_REPORT_DATA = ReportBody.place("report_data"), TdReportBody10.place("report_data")
@@ -386,7 +386,7 @@ class Appraiser:
         known = _establish(result, basis, update)
         once = verified.stale or ONCE.intersection(check.id for check in appraisal.findings)
         read = basis.rules.reads(azure.report_data_claim(quote))
-        if keep and not once and not read and len(known.token) <= MAX_KNOWN:
+        if keep and not once and not read and max(len(known.token), len(evidence.content)) <= MAX_KNOWN:
             self._known.add(statement, known, wrapping=wrapping)
         return known
 
