@@ -198,7 +198,7 @@ class _Found(NamedTuple):
 
 
 class Figures:
-    """What is known now. `exporters` are by component and node; a node has two of them during an upgrade."""
+    """What is known now. `exporters` are by component and node; a node has two of them during an upgrade, or none."""
 
     def __init__(self, pods: Callable[[], Iterable[ScaledPod]], *, stale_after: float) -> None:
         self.exporters: Mapping[str, Mapping[str, list[Exporter]]] = {}
@@ -260,8 +260,8 @@ class Figures:
             elif fresh[pod.node] and metric != QUOTE_RATE:
                 continue  # it has not begun to use EPC
             elif pod.runs and (pod.requests or (pod.claims and pod.node in exporters)):
-                # Pods of a lost node stay for as long as it is lost. On a node without an exporter a claim is one of
-                # something else.
+                # Pods of a lost node stay for as long as it is lost. A node that is not in `exporters` has no EPC: a
+                # claim there is one of something else.
                 missing.setdefault(pod.node, []).append(pod.name)
         why = {node: self._why(component, node, monotonic) for node in missing}
         return found, {why[node]: names for node, names in missing.items()}

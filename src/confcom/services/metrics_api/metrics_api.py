@@ -280,6 +280,8 @@ class _MetricsApi:
 
 
 COMPONENT = "app.kubernetes.io/component"
+DEVICE_PLUGIN = "device-plugin"
+"""The component that publishes a node's EPC."""
 PART_OF = ("app.kubernetes.io/part-of", "confcom")
 _ALL = "exporters"
 AT_ONCE = 256
@@ -341,10 +343,14 @@ class Exporters:
     def _found(self) -> Iterable[tuple[tuple[str, str], Exporter]]:
         """The exporters' pods, by uid and address: a pod gets another address when its node starts again."""
         for pod in self._pods():
-            component = pod.labels.get(COMPONENT, "")
-            ours = pod.namespace == self._config.namespace and pod.labels.get(PART_OF[0]) == PART_OF[1]
-            if ours and component in EXPORTERS and pod.node and pod.address and not pod.finished:
+            component = self._component(pod)
+            if component in EXPORTERS and pod.node and pod.address and not pod.finished:
                 yield (pod.uid, pod.address), Exporter(component, pod.node, pod.address, time.monotonic())
+
+    def _component(self, pod: ScaledPod) -> str:
+        """The component of the add-on that a pod is of; empty for one of something else."""
+        ours = pod.namespace == self._config.namespace and pod.labels.get(PART_OF[0]) == PART_OF[1]
+        return pod.labels.get(COMPONENT, "") if ours else ""
 
     async def _connect(self) -> httpx2.AsyncClient:
         """The client, another one if the CAs have changed."""
@@ -409,6 +415,10 @@ class Exporters:
         found: dict[str, dict[str, list[Exporter]]] = {component: {} for component in EXPORTERS}
         for exporter in self._known.values():
             found[exporter.component].setdefault(exporter.node, []).append(exporter)
+        for pod in self._pods():
+            # A node with EPC, while it has no exporter too: a claim there may be one of EPC.
+            if self._component(pod) == DEVICE_PLUGIN and pod.node:
+                found["metrics"].setdefault(pod.node, [])
         self._figures.exporters = found
         now = time.monotonic()
         # One that never answered counts from when it was found: an alert looks at this.

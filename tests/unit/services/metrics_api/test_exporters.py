@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from confcom.pki.serving_pair import Authority
-from confcom.protocols.custom_metrics import ScaledPod
-from confcom.services.metrics_api.figures import Figures
+from confcom.protocols.custom_metrics import MetricRequest, ScaledPod
+from confcom.services.metrics_api.figures import Figures, Refused
 from confcom.services.metrics_api.metrics_api import Exporters, MetricsApiConfig, MetricsApiMetrics
 
 
-def exporter_on(node: str) -> ScaledPod:
-    labels = {"app.kubernetes.io/component": "metrics", "app.kubernetes.io/part-of": "confcom"}
+def exporter_on(node: str, component: str = "metrics") -> ScaledPod:
+    labels = {"app.kubernetes.io/component": component, "app.kubernetes.io/part-of": "confcom"}
     return ScaledPod(
         uid=node, namespace="confcom-system", name=f"metrics-{node}", node=node, address="127.0.0.1", labels=labels,
         owners=frozenset(), requests=False, claims=False, runs=True, finished=False,
@@ -44,3 +46,18 @@ async def test_a_failure_is_logged_once_for_as_long_as_its_node_is_there(tmp_pat
                 await exporters.ask()
             logged.append([event["what"] for event in events])
     assert logged == [["metrics of node a", "metrics of node b"], [], [], ["metrics of node b"]]
+
+
+async def test_claims_count_on_a_node_with_epc_whose_exporter_is_being_replaced(tmp_path: Path) -> None:
+    """A sum without them would have HPA end others."""
+    claiming = replace(exporter_on("a"), uid="u", namespace="shop", name="web", labels={}, claims=True)
+    pods = [claiming]
+    figures = Figures(lambda: pods, stale_after=30.0)
+    config, metrics = MetricsApiConfig(exporters_ca=str(tmp_path / "none")), MetricsApiMetrics(CollectorRegistry())
+    exporters = Exporters(config, lambda: pods, figures, metrics)
+    request = MetricRequest("shop", "namespaces", "shop", "sgx_epc_used_bytes")
+    for component, reason in (("webhook", "request or use no EPC"), ("device-plugin", "no exporter of EPC use runs")):
+        pods[1:] = [exporter_on("a", component)]
+        await exporters.ask()
+        with pytest.raises(Refused, match=reason):
+            figures.answer(request, monotonic=0.0, now=datetime(2026, 1, 1, tzinfo=UTC))
