@@ -12,9 +12,11 @@ import pytest
 
 from api_stand_in import ApiStandIn
 from confcom.cluster import client, nodes
-from confcom.cluster.nodes import KubeResourceClaims, NodeState, watch_nodes
+from confcom.cluster.nodes import ClusterEpc, KubeResourceClaims, NodeState, watch_nodes
 from confcom.cluster.objects import POD_KIND, ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused
+from confcom.protocols.epc import parse_pod
+from epc_api import make_pod
 
 SETTINGS = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "n"}, "data": {"k": "v"}}
 REF = Ref.of(SETTINGS)
@@ -135,6 +137,14 @@ class GoesAway(ApiStandIn):
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
+
+
+async def test_a_busy_server_refuses_no_page_of_a_pod(tmp_path: Path) -> None:
+    with Busy(100, 429, after=None) as api:
+        async with ClusterEpc.open(api.kubeconfig(tmp_path), None, "test") as cluster:
+            with pytest.raises(ClusterError, match="too many requests") as caught:
+                await cluster.metrics(parse_pod(make_pod("exporter")))
+    assert not isinstance(caught.value, ClusterRefused)
 
 
 async def test_a_claim_is_read_before_the_kubelet_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
