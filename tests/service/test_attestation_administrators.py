@@ -15,6 +15,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,9 +36,18 @@ from confcom.services.attestation.administrators import (
     NotAnAdministrator,
 )
 from confcom.services.attestation.signing_keys import make_key
+from confcom.services.runtime.tls import WATCH_INTERVAL
 from confcom.tokens.jws import SigningKey, unsecured
 from confcom.tokens.policy_jws import wrap
-from running_attestation_service import API, NOW, TOKEN, free_port, make_world, running_attestation
+from running_attestation_service import (
+    API,
+    NOW,
+    TOKEN,
+    RunningAttestation,
+    free_port,
+    make_world,
+    running_attestation,
+)
 from running_collateral_service import Clock
 
 DAY = timedelta(days=1)
@@ -194,7 +204,7 @@ def test_tokens_of_the_pinned_issuer(tmp_path: Path, issuer: Issuer) -> None:
         ({"aud": "other"}, "not for 'confcom'"),
         ({"aud": None}, "not for 'confcom'"),
         ({"aud": {"confcom": 1}}, "not for 'confcom'"),
-        ({"iss": "https://elsewhere.example"}, "another issuer"),
+        ({"iss": "https://elsewhere.example"}, "of the issuer 'https://elsewhere.example', not"),
         ({"exp": 1}, "expired"),
         ({"exp": "never"}, "no number"),
         ({"nbf": 4102444800}, "not valid yet"),
@@ -484,6 +494,60 @@ def test_client_certificates_of_the_named_authority(tmp_path: Path) -> None:
         assert [service.ask(POLICY, Authorization="Bearer wrong").status for _ in range(6)] == [401] * 5 + [429]
         assert service.administer("/policies/SgxEnclave").status == 429
         assert put(pinned) == 200
+
+
+@pytest.mark.parametrize("end", ["certificate", "authority"])
+def test_the_rights_of_a_connection_end_with_its_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    servers, clients, others = (Authority.make(name, now=now, lifetime=DAY) for name in ("servers", "clients", "new"))
+    ca, authority = tmp_path / "servers.pem", tmp_path / "clients.pem"
+    ca.write_bytes(servers.certificate)
+    authority.write_bytes(clients.certificate)
+    certificate, key = _pair(tmp_path, servers, "server", now)
+    client, digest = _client(tmp_path, clients, "alice", now)
+    successor, _ = _client(tmp_path, others, "successor", now)
+    administrator = f'[[administrators]]\nname = "alice"\nrole = "contributor"\ncertificate = "{digest}"'
+    file = _file(tmp_path, f'client_ca = "clients.pem"\n{administrator}\n')
+    tls = {"insecure_http": False, "tls_certificate": str(certificate), "tls_key": str(key)}
+    with running_attestation(tmp_path, make_world(), administrators=str(file), **tls) as service:
+        host, _, prefix = service.url.partition("://")[2].partition("/")
+        kept, nobodys = (
+            http.client.HTTPSConnection(host, timeout=120, context=_asking(ca, shown)) for shown in (client, None)
+        )
+
+        def put(connection: http.client.HTTPConnection) -> tuple[int, str, str | None]:
+            connection.request("PUT", f"/{prefix}{POLICY}", body=PERMIT)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(), answer.getheader("connection")
+
+        # A renewed certificate of the server is no reason to end connections.
+        for _ in range(2):
+            assert [put(kept)[0], put(nobodys)[0]] == [200, 401]
+            certificate.touch()
+            service.pass_time(WATCH_INTERVAL)
+        if end == "certificate":
+            later = time.time() + 2 * DAY.total_seconds()
+            monkeypatch.setattr("confcom.services.runtime.tls.time", SimpleNamespace(time=lambda: later))
+        else:
+            authority.write_bytes(others.certificate)
+            service.tls = _asking(ca, successor)
+            service.wait_until(lambda: _reaches(service))
+        status, reason, connection = put(kept)
+        assert (status, connection) == (401, "close")
+        assert "a client's certificate as in this connection is not accepted any more: connect again" in reason
+        assert put(nobodys)[0] == 401
+        assert nobodys.sock is not None  # it showed no certificate, and goes on
+        kept.close()
+        nobodys.close()
+
+
+def _reaches(service: RunningAttestation) -> bool:
+    try:
+        return service.ask("/certs").status == 200
+    except (ssl.SSLError, ConnectionError, http.client.HTTPException):
+        return False
 
 
 def test_a_certificate_in_a_header_counts_for_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -26,7 +25,7 @@ import structlog
 from confcom.errors import ConfigError
 from confcom.services.runtime.listener import available_descriptors, bind_unix, settle
 from confcom.services.runtime.process import background
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.tls import HeldTls, client_of
 
 CHUNK = 64 * 1024
 """Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
@@ -117,7 +116,7 @@ async def serve_http(
         listening.setblocking(False)
         if tls is not None:
             await cleaning.enter_async_context(background("tls-watch", tls.watch))
-        server = _Server(app, listener, listening, None if tls is None else tls.context)
+        server = _Server(app, listener, listening)
         server.start()
         try:
             if started is not None:
@@ -132,12 +131,9 @@ async def serve_http(
 class _Server:
     """The connections of a listening socket."""
 
-    def __init__(
-        self, app: Application, listener: Listener, listening: socket.socket, tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, app: Application, listener: Listener, listening: socket.socket) -> None:
         self.app = app
         self.listener = listener
-        self.tls = tls
         self.closing = self.leaving = False
         self.clients: dict[bytes, _Client] = {}
         self.unread: dict[_Connection, int] = {}
@@ -326,15 +322,15 @@ class _Connection:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
-        encrypted = self._server.tls is not None
+        tls = self._limits.tls
         self._opened = True
         try:
             transport, _ = await loop.connect_accepted_socket(
                 lambda: protocol,
                 self._accepted,
-                ssl=self._server.tls,
-                ssl_handshake_timeout=self._limits.head_timeout if encrypted else None,
-                ssl_shutdown_timeout=LINGER if encrypted else None,
+                ssl=None if tls is None else tls.context,
+                ssl_handshake_timeout=None if tls is None else self._limits.head_timeout,
+                ssl_shutdown_timeout=None if tls is None else LINGER,
             )
         except OSError as error:
             # The error, asyncio's frame in its traceback and the future there hold each other, and with them the
@@ -342,10 +338,8 @@ class _Connection:
             raise error.with_traceback(None) from None
         transport.set_write_buffer_limits(high=0)
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
-        secured = transport.get_extra_info("ssl_object")
-        if secured is not None and (certificate := secured.getpeercert(binary_form=True)):
-            chain = [ssl.DER_cert_to_PEM_cert(certificate)]
-            self._client = {"client_common_name": _common_name(transport), "client_cert_chain": chain}
+        if tls is not None and tls.client_ca is not None:
+            self._client = client_of(transport.get_extra_info("ssl_object"))
 
     async def _close(self) -> None:
         """End the connection so that the answer arrives: unread bytes would reset it."""
@@ -370,7 +364,7 @@ class _Connection:
             return False
         if request is None:
             return False
-        if fault := _framing_fault(request):
+        if fault := _framing_fault(request) or self._client_fault():
             await self._refuse(*fault)
             return False
         self.asked = True
@@ -381,6 +375,13 @@ class _Connection:
         self._http.start_next_cycle()
         self._server.expect(self, client_acts=True)
         return not self._server.closing
+
+    def _client_fault(self) -> tuple[int, str] | None:
+        """Status and reason to refuse a client whose certificate ended, or whose authority did, after the handshake."""
+        tls = self._limits.tls
+        if tls is None or tls.client_ca is None or tls.admits(self._open_writer().get_extra_info("ssl_object")):
+            return None
+        return 401, "a client's certificate as in this connection is not accepted any more: connect again"
 
     async def _next_request(self) -> h11.Request | None:
         """The head of the next request; None if the client has ended the connection."""
@@ -406,7 +407,7 @@ class _Connection:
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.http_version.decode("ascii"),
             "method": request.method.decode("ascii"),
-            "scheme": "http" if self._server.tls is None else "https",
+            "scheme": "http" if self._limits.tls is None else "https",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,
@@ -533,13 +534,6 @@ def _framing_fault(request: h11.Request) -> tuple[int, str] | None:
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
         return 400, "Transfer-Encoding is refused together with Content-Length, and in HTTP/1.0"
     return None
-
-
-def _common_name(transport: asyncio.BaseTransport) -> str | None:
-    """The common name in the client's certificate, as verified by TLS; the last one, as Go reads it."""
-    certificate = transport.get_extra_info("peercert") or {}
-    names = [value for pairs in certificate.get("subject", ()) for key, value in pairs if key == "commonName"]
-    return names[-1] if names else None
 
 
 def _client_key(address: Any) -> bytes:  # noqa: ANN401 - as the family has it

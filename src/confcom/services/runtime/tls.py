@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import structlog
 from cryptography import x509
@@ -76,6 +78,10 @@ class HeldTls:
         """With `client_ca`, a client may bring a certificate of that authority. The places are parts of messages."""
         self._place, self._ca_place = place, ca_place
         self._client_mode = ssl.CERT_OPTIONAL
+        self.client_ca = client_ca
+        """The authority of clients' certificates; None where they are not asked for any."""
+        self._of_authority: WeakSet[ssl.SSLContext] = WeakSet()
+        """The contexts, also former ones, that ask for certificates of the present authority."""
         self._set(certificate, key, client_ca)
         self.context = self._current
         # Called for every handshake, with or without a name in it.
@@ -83,7 +89,7 @@ class HeldTls:
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair from the next connection on; `ConfigError` if it cannot be used."""
-        self._set(certificate, key, self._client_ca)
+        self._set(certificate, key, self.client_ca)
 
     def require_client(self, authority: bytes, *, optional: bool = False) -> None:
         """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
@@ -95,6 +101,14 @@ class HeldTls:
         self._set(*self._pair, authority)
         # The mode is that of the context with which a handshake begins.
         self._ask_for_certificate(self.context)
+
+    def admits(self, connection: ssl.SSLObject) -> bool:
+        """Whether a handshake would accept the client of this connection now too."""
+        chain = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # public from Python 3.13 on
+        if not chain:
+            return self.client_ca is None or self._client_mode is ssl.CERT_OPTIONAL
+        expires = min(ssl.cert_time_to_seconds(each.get_info()["notAfter"]) for each in chain)
+        return time.time() < expires and connection.context in self._of_authority
 
     async def watch(self) -> None:
         """Watch what the certificate comes from, until cancelled; by default there is nothing to watch."""
@@ -110,7 +124,10 @@ class HeldTls:
                     advice="Give its certificate in PEM.",
                 ) from error
             self._ask_for_certificate(context)
-        self._current, self._pair, self._client_ca = context, (certificate, key), client_ca
+        if client_ca != self.client_ca:
+            self._of_authority.clear()
+        self._of_authority.add(context)
+        self._current, self._pair, self.client_ca = context, (certificate, key), client_ca
         self.expires = _expiry(certificate)
         """When the certificate in use expires; None if its dates cannot be read."""
 
@@ -123,6 +140,19 @@ class HeldTls:
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         del name, context
         connection.context = self._current
+
+
+def client_of(connection: ssl.SSLObject) -> dict[str, Any]:
+    """ASGI's TLS extension: the client's certificate, and the last common name in it, which Go reads too."""
+    certificate = connection.getpeercert(binary_form=True)
+    if not certificate:
+        return {"client_common_name": None}
+    subject: Any = (connection.getpeercert() or {}).get("subject", ())
+    names = [value for pairs in subject for key, value in pairs if key == "commonName"]
+    return {
+        "client_common_name": names[-1] if names else None,
+        "client_cert_chain": [ssl.DER_cert_to_PEM_cert(certificate)],
+    }
 
 
 class ReloadingTls(HeldTls):
