@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Mount, Route
 
 from confcom.collateral.sources import SourceOptions
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, DatabaseUnavailable
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
@@ -408,3 +408,36 @@ def test_without_its_store_the_service_gives_no_token_and_says_so_once(
         rename("gone", "appraisal")
         assert [service.attest(enclave_quote(world)).status for _ in range(2)] == [200, 200]
         assert events() == ["attestation.failed", "attestation.recovered"]
+
+
+def test_it_is_not_ready_while_its_store_refuses(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path, world) as service, closing(sqlite3.connect(service.config.store)) as other:
+        service.wait_until(lambda: service.ask("//readyz").status == 200)
+        other.execute("ALTER TABLE appraisal RENAME TO gone")
+        assert service.attest(enclave_quote(world)).status == 503
+        monkeypatch.setattr("confcom.services.attestation.attestation_store.REFUSED_FOR", 1e6)
+        answer = service.ask("//readyz")
+        assert (answer.status, answer.json["ready"]) == (503, False)
+        assert "no such table" in answer.json["reason"]
+        assert "confcom_attestation_ready 0.0" in service.ask("//metrics").body.decode().splitlines()
+        other.execute("ALTER TABLE gone RENAME TO appraisal")
+        # Without requests nobody would see that it works again: after a while it is ready, and the next one shows.
+        monkeypatch.setattr("confcom.services.attestation.attestation_store.REFUSED_FOR", 0.0)
+        assert service.ask("//readyz").status == 200
+        assert service.attest(enclave_quote(world)).status == 200
+        # A store that is busy may be so for every replica: its callers are told to ask again.
+        monkeypatch.setattr("confcom.services.attestation.attestation_store.REFUSED_FOR", 1e6)
+        monkeypatch.setattr("confcom.services.attestation.attestation_store.AttestationStore.record", _busy)
+        monkeypatch.setattr("confcom.services.attestation.attestation_store.AttestationStore.record_at_once", _no)
+        assert service.attest(enclave_quote(world)).status == 503
+        assert service.ask("//readyz").status == 200
+
+
+def _busy(*_: object) -> None:
+    raise DatabaseUnavailable("the database is busy")
+
+
+def _no(*_: object) -> bool:
+    return False

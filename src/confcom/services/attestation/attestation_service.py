@@ -202,6 +202,7 @@ async def serve(
                 or administrators.problem
                 or ("" if kept is None else kept.keeper.not_ready)
                 or state.problem
+                or audit.problem
             ),
             workers,
             audit,

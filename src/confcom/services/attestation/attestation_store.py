@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -24,12 +25,14 @@ from sqlalchemy.dialects import sqlite
 from confcom.database.changes import Leases, announce, lease_table
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.database.revisions import Chain
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, DatabaseError, DatabaseUnavailable
 from confcom.services.runtime.process import WorkerThreads
 from confcom.tokens.azure import AttestationType, SentPolicy
 
 HELD_FOR = timedelta(minutes=1)
 """Between two notes that a replica still has a key."""
+REFUSED_FOR = 10.0
+"""Seconds for which a refusal of the store makes a replica not ready."""
 FORGOTTEN_AT_ONCE = 5_000
 """Records that one transaction removes."""
 POLICIES, KEYS = "attestation.policies", "attestation.keys"
@@ -378,6 +381,12 @@ class AuditWriter:
         self._busy = False
         """Whether a transaction is under way, or comes in this turn of the event loop."""
         self._writing: asyncio.Task[None] | None = None
+        self._refusal, self._refused_at = "", 0.0
+
+    @property
+    def problem(self) -> str:
+        """Why the last transaction was refused, such as by a full disk, for `REFUSED_FOR`: the next one shows then."""
+        return self._refusal if time.monotonic() - self._refused_at < REFUSED_FOR else ""
 
     def record(self, entry: AuditRecord) -> asyncio.Future[None]:
         """Done once the record is committed; an error of its transaction is raised for every record in it."""
@@ -399,7 +408,7 @@ class AuditWriter:
     def _write(self) -> None:
         """Write what came in this turn of the event loop: here if nothing waits then, else in the thread."""
         if self._store.record_at_once([entry for entry, _, _ in self._pending]):
-            self._busy = False
+            self._busy, self._refusal = False, ""
             _settle(self._take(), None)
         else:
             self._writing = asyncio.create_task(self._write_in_thread())
@@ -412,6 +421,9 @@ class AuditWriter:
                 await self._thread.run(lambda entries=entries: self._store.record(entries))  # type: ignore[misc]
             except Exception as error:  # noqa: BLE001 - raised again by every waiting call
                 outcome = error
+            passes = isinstance(outcome, DatabaseUnavailable)  # maybe for every replica; callers are told to ask again
+            self._refusal = outcome.message if isinstance(outcome, DatabaseError) and not passes else ""
+            self._refused_at = time.monotonic()
             _settle(batch, outcome)
         self._busy = False
 
