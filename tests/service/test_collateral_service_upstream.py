@@ -469,6 +469,25 @@ def test_what_callers_without_a_token_cost_upstream_is_bounded(
     assert (registered.status, served.status, later.status) == (200, 200, 404)
 
 
+def test_the_questions_of_one_address_hold_up_no_other(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    with (
+        running_service(store, upstream, world.trust_roots, clock, upstream_threads=1) as service,
+        ThreadPoolExecutor(6) as callers,
+    ):
+        upstream.gate.clear()
+        many = [callers.submit(service.ask, f"{V4}/tcb?fmspc={number:012x}") for number in range(5)]
+        service.wait_until(lambda: service.metric("upstream_requests_total", document="tcb-info") == 5)
+        other = callers.submit(service.ask, f"{V4}/qe/identity", source="127.0.0.2")
+        service.wait_until(lambda: service.metric("upstream_requests_total", document="qe-identity"))
+        upstream.gate.set()
+        assert other.result().status == 200
+        assert {each.result().status for each in many} == {404}
+    # One was under way, and one was next before the other address came.
+    assert upstream.asked.index(DocumentKey.qe_identity("sgx")) == 2
+
+
 def test_no_answer_names_a_file_of_the_server(tmp_path: Path, world: SimulatedWorld, clock: Clock) -> None:
     store, folder = tmp_path / "collateral.sqlite", tmp_path / "a folder"
     world.export_collateral(folder)

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -43,6 +44,8 @@ LEASE = timedelta(seconds=25)
 """Time for which a replica may ask upstream for something that the others wait for; one that died loses it then."""
 LOOK_AT_LEASE = 0.2
 """Seconds between two looks at whether another replica has brought what is waited for."""
+_ASKS: ContextVar[str] = ContextVar("_ASKS", default="")
+"""The address for which a task asks upstream: its questions take turns with those of others."""
 MAX_WAITING = 256
 """Requests to upstream that wait for a thread."""
 
@@ -295,6 +298,7 @@ class CollateralCache:
         if caller is not None and self.upstream is not None and not self._flights.runs(key):
             self._questions.spend(caller)
         try:
+            _ASKS.set(caller or "")
             async with asyncio.timeout(self.answer_timeout):
                 return await self._flights.run(key, start)
         except TimeoutError:
@@ -348,7 +352,7 @@ class CollateralCache:
 
     async def _ask(self, what: str, call: Callable[[], T]) -> T:
         self._metrics.upstream_requests.labels(what).inc()
-        return await self._verified(call, run=self._askers.run)
+        return await self._verified(call, run=partial(self._askers.run, owner=_ASKS.get()))
 
     async def _verified(self, call: Callable[[], T], run: Callable[[Callable[[], T]], Awaitable[T]] | None = None) -> T:
         """Run a call; whatever is wrong with upstream's answer counts, and is a `CollateralError` with the reason."""
