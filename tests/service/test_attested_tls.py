@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import resource
 import socket
 import ssl
 import tempfile
@@ -514,6 +515,26 @@ async def serving_fresh(context: ServerContext) -> AsyncIterator[int]:
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+
+
+async def test_a_server_without_descriptors_says_so_once_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving_fresh(ServerContext(issuer())) as port:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as waiting:
+            waiting.setblocking(False)
+            await asyncio.sleep(0)
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", port))
+                await asyncio.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [line for line in caplog.messages if "not accepted" in line] == [
+            "a connection was not accepted: Too many open files"
+        ]
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
+        writer.close()
 
 
 async def test_an_event_loop_goes_on_while_a_quote_is_made() -> None:

@@ -263,11 +263,13 @@ async def serve_each(listener: socket.socket, serve: Callable[[socket.socket], C
 
 
 async def _accept(listener: socket.socket) -> tuple[socket.socket, object]:
+    noted = ""
     while True:
         try:
             return await asyncio.get_running_loop().sock_accept(listener)
         except OSError as error:  # no more file descriptors, or the client left
-            _log.warning("a connection was not accepted: %s", error.strerror)
+            if noted != (noted := str(error.strerror)):
+                _log.warning("a connection was not accepted: %s", noted)
             await asyncio.sleep(_LOOK_AGAIN)
 
 
