@@ -35,8 +35,9 @@ from confcom.services.attestation.administrators import (
     IssuerUnavailable,
     NotAnAdministrator,
 )
+from confcom.services.attestation.attestation_service import LOOK_AT_FILES
 from confcom.services.attestation.signing_keys import make_key
-from confcom.services.runtime.tls import WATCH_INTERVAL
+from confcom.services.runtime.tls import MAX_PEM_FILE, WATCH_INTERVAL
 from confcom.tokens.jws import SigningKey, unsecured
 from confcom.tokens.policy_jws import wrap
 from running_attestation_service import (
@@ -517,30 +518,54 @@ def test_the_rights_of_a_connection_end_with_its_certificate(
             http.client.HTTPSConnection(host, timeout=120, context=_asking(ca, shown)) for shown in (client, None)
         )
 
-        def put(connection: http.client.HTTPConnection) -> tuple[int, str, str | None]:
-            connection.request("PUT", f"/{prefix}{POLICY}", body=PERMIT)
+        def ask(connection: http.client.HTTPConnection) -> tuple[int, str, str | None]:
+            connection.request("GET", f"/{prefix}{POLICY}")
             answer = connection.getresponse()
             return answer.status, answer.read().decode(), answer.getheader("connection")
 
         # A renewed certificate of the server is no reason to end connections.
         for _ in range(2):
-            assert [put(kept)[0], put(nobodys)[0]] == [200, 401]
+            assert [ask(kept)[0], ask(nobodys)[0]] == [200, 401]
             certificate.touch()
             service.pass_time(WATCH_INTERVAL)
+        service.tls = _asking(ca, None if end == "certificate" else successor)
         if end == "certificate":
             later = time.time() + 2 * DAY.total_seconds()
             monkeypatch.setattr("confcom.services.runtime.tls.time", SimpleNamespace(time=lambda: later))
         else:
             authority.write_bytes(others.certificate)
-            service.tls = _asking(ca, successor)
+            service.pass_time(LOOK_AT_FILES)
             service.wait_until(lambda: _reaches(service))
-        status, reason, connection = put(kept)
+        status, reason, connection = ask(kept)
         assert (status, connection) == (401, "close")
         assert "a client's certificate as in this connection is not accepted any more: connect again" in reason
-        assert put(nobodys)[0] == 401
+        assert ask(nobodys)[0] == 401
         assert nobodys.sock is not None  # it showed no certificate, and goes on
         kept.close()
         nobodys.close()
+        # What is no authority leaves the former one in force.
+        authority.write_bytes(b"")
+        service.pass_time(LOOK_AT_FILES)
+        assert _reaches(service)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "cannot be used"), (b" " * (MAX_PEM_FILE + 1), "has more than"), (None, "No such")]
+)
+def test_an_authority_of_clients_that_is_none_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    certificate, key = _pair(tmp_path, Authority.make("servers", now=now, lifetime=DAY), "server", now)
+    if content is not None:
+        (tmp_path / "clients.pem").write_bytes(content)
+    file = _file(tmp_path, f'client_ca = "clients.pem"\n[[administrators]]\nname = "a"\ntoken_hash = "{HASH}"\n')
+    tls = {"insecure_http": False, "tls_certificate": str(certificate), "tls_key": str(key)}
+    with (
+        pytest.raises(ConfigError, match=f"clients.pem.*{message}"),
+        running_attestation(tmp_path, make_world(), administrators=str(file), **tls),
+    ):
+        pass
 
 
 def _reaches(service: RunningAttestation) -> bool:

@@ -159,7 +159,9 @@ async def serve(
             kept = await stack.enter_async_context(keeping)
             if kept is None:
                 return
-        listener = _listener(config, None if kept is None else kept.tls, administrators.client_ca)
+        listener = _listener(config, None if kept is None else kept.tls)
+        authority = partial(_use_client_ca, listener.tls, administrators)
+        authority()
         certificate.served_by(listener.tls)
         store = AttestationStore.open(config.store)
         stack.callback(store.close)
@@ -225,7 +227,7 @@ async def serve(
             stack.callback(watch.close)
         forget = partial(_forget, store, config.audit_records, timedelta(days=config.audit_days), clock)
         for interval, *looks in (
-            (LOOK_AT_FILES, keys.look, administrators.look),
+            (LOOK_AT_FILES, keys.look, administrators.look, authority),
             (LOOK_AT_COLLATERAL, state.look),
             (FORGET_EVERY, forget),
         ):
@@ -317,12 +319,19 @@ def _key_source(where: str, store: AttestationStore, *, simulated: bool, clock: 
     return Pkcs11Keys(where)
 
 
-def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca: Path | None) -> Listener:
+def _use_client_ca(tls: HeldTls | None, administrators: Administrators) -> None:
+    """Let clients show certificates of the authority that the administrators' file names now, if they want to."""
+    if tls is None or (file := administrators.client_ca) is None:
+        return
+    authority = read_authorities(file, "the CA of client certificates")
+    if authority != tls.client_ca:
+        tls.require_client(authority, optional=True, place=f" {file}")
+
+
+def _listener(config: AttestationServiceConfig, held: HeldTls | None) -> Listener:
     tls: HeldTls | None = held
     if held is None and (files := config.tls_files()) is not None:
-        tls = ReloadingTls(replace(files, client_ca=client_ca))
-    elif held is not None and client_ca is not None:
-        held.require_client(read_authorities(client_ca, "the CA of client certificates"), optional=True)
+        tls = ReloadingTls(files)
     return Listener(
         address=parse_tcp_address(config.listen),
         tls=tls,

@@ -40,30 +40,22 @@ CERTIFICATE, KEY = "tls.crt", "tls.key"
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """A certificate chain and its private key, both PEM, and the authority of clients' certificates.
-
-    With an authority, a client may bring a certificate; one of another authority ends the handshake.
-    """
+    """A certificate chain and its private key, both PEM."""
 
     certificate: Path
     key: Path
-    client_ca: Path | None = None
 
     def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when a file is replaced or rewritten, through symbolic links too; empty while one is missing."""
         try:
-            found = [path.stat() for path in (self.certificate, self.key, self.client_ca) if path is not None]
+            found = [path.stat() for path in (self.certificate, self.key)]
         except OSError:
             return ()
         return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
 
-    def read(self) -> tuple[bytes, bytes, bytes | None]:
-        """The content of the three; `ConfigError` names the file that cannot be read."""
-        certificate = read_authorities(self.certificate, "the TLS certificate")
-        key = read_authorities(self.key, "the TLS key")
-        if self.client_ca is None:
-            return certificate, key, None
-        return certificate, key, read_authorities(self.client_ca, "the authority of clients")
+    def read(self) -> tuple[bytes, bytes]:
+        """The content of both; `ConfigError` names the file that cannot be read."""
+        return read_authorities(self.certificate, "the TLS certificate"), read_authorities(self.key, "the TLS key")
 
 
 class HeldTls:
@@ -72,17 +64,15 @@ class HeldTls:
     Each handshake uses the present one.
     """
 
-    def __init__(
-        self, certificate: bytes, key: bytes, client_ca: bytes | None = None, *, place: str = "", ca_place: str = ""
-    ) -> None:
-        """With `client_ca`, a client may bring a certificate of that authority. The places are parts of messages."""
-        self._place, self._ca_place = place, ca_place
+    def __init__(self, certificate: bytes, key: bytes, *, place: str = "") -> None:
+        """`place` is a part of messages."""
+        self._place, self._ca_place = place, ""
         self._client_mode = ssl.CERT_OPTIONAL
-        self.client_ca = client_ca
+        self.client_ca: bytes | None = None
         """The authority of clients' certificates; None where they are not asked for any."""
         self._of_authority: WeakSet[ssl.SSLContext] = WeakSet()
         """The contexts, also former ones, that ask for certificates of the present authority."""
-        self._set(certificate, key, client_ca)
+        self._set(certificate, key, None)
         self.context = self._current
         # Called for every handshake, with or without a name in it.
         self.context.sni_callback = self._choose
@@ -91,12 +81,12 @@ class HeldTls:
         """Use another pair from the next connection on; `ConfigError` if it cannot be used."""
         self._set(certificate, key, self.client_ca)
 
-    def require_client(self, authority: bytes, *, optional: bool = False) -> None:
+    def require_client(self, authority: bytes, *, optional: bool = False, place: str = "") -> None:
         """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
 
-        `ConfigError` if the authority is none.
+        `ConfigError` if the authority is none; `place` is a part of it.
         """
-        self._client_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+        self._client_mode, self._ca_place = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED, place
         # Another context, because one cannot forget a former authority.
         self._set(*self._pair, authority)
         # The mode is that of the context with which a handshake begins.
@@ -161,8 +151,7 @@ class ReloadingTls(HeldTls):
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = files.fingerprint()
-        pair, ca = f" {files.certificate} with the key {files.key}", f" {files.client_ca}"
-        super().__init__(*files.read(), place=pair, ca_place=ca)
+        super().__init__(*files.read(), place=f" {files.certificate} with the key {files.key}")
 
     def reload(self) -> bool:
         """Use the files if they changed and fit together; returns whether they are used."""
@@ -171,7 +160,7 @@ class ReloadingTls(HeldTls):
             return False
         self._seen = found
         try:
-            self._set(*self._files.read())
+            self.use(*self._files.read())
         except ConfigError as error:
             structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
             return False

@@ -17,15 +17,14 @@ NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
 @pytest.fixture
 def files(tmp_path: Path) -> TlsFiles:
-    authority, pair = make_serving_pair(["localhost"], now=NOW, lifetime=timedelta(days=30), common_name="test")
-    files = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
-    for path, content in zip((files.certificate, files.key, tmp_path / "ca.crt"),
-                             (pair.certificate, pair.key, authority), strict=True):  # fmt: skip
-        path.write_bytes(content)
+    _, pair = make_serving_pair(["localhost"], now=NOW, lifetime=timedelta(days=30), common_name="test")
+    files = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    files.certificate.write_bytes(pair.certificate)
+    files.key.write_bytes(pair.key)
     return files
 
 
-@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
 def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_path: Path, name: str) -> None:
     tls, file = ReloadingTls(files), tmp_path / name
     content = file.read_bytes()
@@ -39,7 +38,7 @@ def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_p
     assert tls.reload()
 
 
-@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
 @pytest.mark.parametrize("content", [b"", b"nothing", b"\xff"])
 def test_a_file_without_pem_is_refused_by_name(files: TlsFiles, tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
@@ -47,7 +46,7 @@ def test_a_file_without_pem_is_refused_by_name(files: TlsFiles, tmp_path: Path, 
         ReloadingTls(files)
 
 
-@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(files: TlsFiles, tmp_path: Path, name: str) -> None:
     tls, file = ReloadingTls(files), tmp_path / name
     content, in_use = file.read_bytes(), tls.context
