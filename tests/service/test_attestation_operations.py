@@ -11,7 +11,7 @@ import sqlite3
 import ssl
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -28,9 +28,11 @@ from confcom.errors import ConfigError, DatabaseUnavailable
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
+from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_service import AttestationServiceConfig, CollateralState
 from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.lockstep import Outcome
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import DEFAULT_POLICY
 from running_attestation_service import API, NOW, TOKEN, RunningAttestation, enclave_quote, free_port, make_world
@@ -343,6 +345,29 @@ def test_large_bodies_under_way_are_bounded_together(
         other.sendall(b" ")
         assert other.recv(12) == b"HTTP/1.1 400"
         assert service.ask(f"/attest/SgxEnclave?{API}", b" " * size).status == 400
+
+
+def test_large_bodies_count_until_they_are_answered(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.MAX_LARGE", 3 << 19)
+    appraise, released = Appraiser.appraise, threading.Event()
+
+    def held(*words: Any, **flags: Any) -> Outcome:
+        assert released.wait(120)
+        return appraise(*words, **flags)
+
+    monkeypatch.setattr(Appraiser, "appraise", held)
+    path, body = f"/attest/SgxEnclave?{API}", b" " * (1 << 20)
+    with running(tmp_path, world) as service, ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(service.ask, path, body) for _ in range(2)]
+        try:
+            ((refused,), (waiting,)) = wait(calls, timeout=120, return_when=FIRST_COMPLETED)
+            assert refused.result().status == 503
+        finally:
+            released.set()
+        assert waiting.result().status == 400
+        assert service.ask(path, body).status == 400
 
 
 def test_large_bodies_of_one_address_leave_room_for_others(

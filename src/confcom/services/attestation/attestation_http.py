@@ -55,7 +55,9 @@ _PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is in memory."""
 MAX_LARGE = 64 << 20
-"""Bytes of all bodies that are being received and have more than `MAX_IN_LOOP`; those of one address have a quarter."""
+"""Bytes of all bodies over `MAX_IN_LOOP` whose requests are not yet answered; those of one address have a quarter."""
+_LARGE = "confcom.large"
+"""In the scope of a request: the bytes of its body that count towards `MAX_LARGE`."""
 WRONG_TOKENS = 5
 """Of one address in a minute; beyond it administration waits."""
 REFUSED_RECORDED = 60
@@ -77,9 +79,7 @@ class HttpRefusal(ConfcomError):
         self, status: int, azure_code: str, message: str, *, advice: str | None = None, retry_after: int = 0
     ) -> None:
         super().__init__(message, advice=advice)
-        self.retry_after = retry_after
-        self.status = status
-        self.azure_code = azure_code
+        self.status, self.azure_code, self.retry_after = status, azure_code, retry_after
 
 
 def internal_error() -> HttpRefusal:
@@ -190,8 +190,8 @@ class AttestationApp:
             self._value("/openapi.json", lambda: _OPENAPI | {"servers": [{"url": issuer}]}),
             self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
-            self._route("/certificates:add", self._change_signers(add=True), "POST"),
-            self._route("/certificates:remove", self._change_signers(add=False), "POST"),
+            self._route("/certificates:add", partial(self._change_signers, add=True), "POST"),
+            self._route("/certificates:remove", partial(self._change_signers, add=False), "POST"),
         ]
         own = [
             self._value("/healthz", lambda: {"status": "alive"}),
@@ -207,7 +207,11 @@ class AttestationApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
         call = self._calls.get(scope["path"]) if scope["method"] == "POST" else None
-        await (self._app if call is None else call)(scope, receive, send)
+        try:
+            await (self._app if call is None else call)(scope, receive, send)
+        finally:
+            if large := scope.get(_LARGE):
+                self._held(address_of(scope), -large)
 
     def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
         return Route(path, self._endpoint(handler, versioned=versioned), methods=list(methods) or ["GET"])
@@ -343,14 +347,11 @@ class AttestationApp:
         await self.require_admin(request)
         return _json({"token": await self.in_thread(request.scope, self.administration.signers)})
 
-    def _change_signers(self, *, add: bool) -> Handler:
-        async def handler(request: Request) -> Response:
-            by = await self.require_admin(request, change=True)
-            body = await self.body(request.scope, request.receive)
-            changed = self.in_thread(request.scope, lambda: self.administration.change_signer(body, by, add=add))
-            return _json({"token": await changed})
-
-        return handler
+    async def _change_signers(self, request: Request, *, add: bool) -> Response:
+        by = await self.require_admin(request, change=True)
+        body = await self.body(request.scope, request.receive)
+        changed = self.in_thread(request.scope, lambda: self.administration.change_signer(body, by, add=add))
+        return _json({"token": await changed})
 
     def _openid(self) -> dict[str, Any]:
         return {
@@ -390,27 +391,28 @@ class AttestationApp:
         return _marked(_error_answer(HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")))
 
     async def body(self, scope: Message, receive: Receive) -> bytes:
-        """The body of a request, at most `max_body` bytes."""
-        body, more, large, address = bytearray(), True, 0, address_of(scope)
-        try:
-            while more:
-                event = await receive()
-                if event["type"] == "http.disconnect":
-                    raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
-                body += event.get("body", b"")
-                if len(body) > self.max_body:
-                    raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
-                if len(body) > MAX_IN_LOOP:
-                    own = self._large[address] = self._large.get(address, 0) + len(body) - large
-                    large = len(body)
-                    every = sum(self._large.values())
-                    if own > max(MAX_LARGE // 4, self.max_body) or every > max(MAX_LARGE, self.max_body):
-                        raise HttpRefusal(503, "ServerBusy", "too many large bodies are under way", retry_after=1)
-                more = event.get("more_body", False)
-        finally:
-            if large and (others := self._large.pop(address) - large):
-                self._large[address] = others
+        """The body of a request, at most `max_body` bytes. A large one counts until the request is answered."""
+        body, more = bytearray(), True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
+            body += event.get("body", b"")
+            if len(body) > self.max_body:
+                raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
+            if len(body) > MAX_IN_LOOP:
+                own = self._held(address_of(scope), len(body) - scope.get(_LARGE, 0))
+                scope[_LARGE], every = len(body), sum(self._large.values())
+                if own > max(MAX_LARGE // 4, self.max_body) or every > max(MAX_LARGE, self.max_body):
+                    raise HttpRefusal(503, "ServerBusy", "too many large bodies are under way", retry_after=1)
+            more = event.get("more_body", False)
         return bytes(body)
+
+    def _held(self, address: str, change: int) -> int:
+        """The bytes of an address's large bodies, after a change."""
+        if held := self._large.pop(address, 0) + change:
+            self._large[address] = held
+        return held
 
     async def in_thread(self, scope: Message, call: Callable[[], T]) -> T:
         """The result of a call that may block; the addresses that make requests take turns."""
@@ -504,7 +506,6 @@ _CLAIMS = [
     "x-ms-sgx-product-id", "x-ms-sgx-mrsigner", "x-ms-sgx-mrenclave", "x-ms-sgx-svn", "x-ms-sgx-report-data",
     "x-ms-sgx-ehd", "x-ms-sgx-collateral", "confcom-tcb-status", "confcom-advisory-ids", "confcom-simulated",
 ]  # fmt: skip
-
 
 _OPENAPI: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("openapi.json").read_bytes())
 
