@@ -1,7 +1,7 @@
 """Opens every file that a user or an administrator names: options, settings, and what those lead to.
 
 A pipe (`<(command)`, a FIFO) is read like a file, and given up when nothing comes: no input blocks without end. Callers
-bound what they read.
+bound what they read. What was opened is remembered, so that no command writes over its own input.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import errno
 import io
 import os
 import select
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0
 """Seconds to wait for the next byte of a pipe. Daemons do not wait: it would block their event loop."""
+
+opened: deque[tuple[int, int]] = deque(maxlen=1000)
+"""Device and inode of the files that were opened last, the newest at the end."""
 
 
 def open_input(path: Path | str, *, patience: float | None = None) -> io.BufferedReader:
@@ -31,6 +35,21 @@ def read_bounded(path: Path | str, limit: int, *, patience: float | None = None)
         return file.read(limit + 1)
 
 
+def remember(descriptor: int) -> None:
+    """Count an open file among those that were opened here, standard input for one."""
+    status = os.fstat(descriptor)
+    opened.append((status.st_dev, status.st_ino))
+
+
+def was_opened(path: Path) -> bool:
+    """Whether the file was opened here, by whatever name; False for one that is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_dev, status.st_ino) in opened
+
+
 class _Input(io.FileIO):
     """A file that is not waited for without end."""
 
@@ -39,6 +58,7 @@ class _Input(io.FileIO):
         self._patience = patience
         try:
             self._wait()  # a pipe without a writer seems to be at its end
+            remember(self.fileno())
         except OSError:
             self.close()
             raise

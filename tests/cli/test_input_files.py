@@ -79,6 +79,84 @@ def test_a_pipe_that_no_process_writes_is_given_up(
     assert "Traceback" not in said
 
 
+OVER_INPUTS = (
+    "verify QUOTE --collateral COLLATERAL --trust-root ROOT --html QUOTE",
+    "verify QUOTE --collateral COLLATERAL --trust-root ROOT --html LINK",
+    "verify QUOTE --collateral COLLATERAL --trust-root ROOT --html ROOT",
+    "verify QUOTE --collateral COLLATERAL --trust-root ROOT --html CRL",
+    "verify - --collateral COLLATERAL --trust-root ROOT --html QUOTE",
+    "quote --report-data 00 --machine MACHINE -o MACHINE",
+    "policy from ENCLAVE -o ENCLAVE",
+    "policy lint FILE -o FILE",
+    "simulate machine --world MACHINE --name node -o MACHINE",
+    "collateral export --store STORE --trust-root ROOT -o STORE",
+)
+
+
+@pytest.mark.parametrize("line", OVER_INPUTS)
+def test_no_command_writes_over_its_own_input(line: str, places: dict[str, str], tmp_path: Path) -> None:
+    collateral = tmp_path / "collateral"
+    assert run(["simulate", "collateral", places["MACHINE"], "-o", str(collateral), "--at", AT]) == ExitCode.OK
+    places |= {"COLLATERAL": str(collateral), "ROOT": str(collateral / "root_ca.pem"), "LINK": str(tmp_path / "link")}
+    places |= {"CRL": str(collateral / "root_ca_crl.der"), "ENCLAVE": str(tmp_path / "enclave.so")}
+    assert Path(places["CRL"]).exists()
+    Path(places["LINK"]).symlink_to(places["QUOTE"])
+    Path(places["ENCLAVE"]).write_bytes(enclave_file(sigstruct("app")))
+    if "STORE" in line:
+        words = ["--store", places["STORE"], "--trust-root", places["ROOT"]]
+        assert run(["collateral", "import", *words, str(collateral)]) == ExitCode.OK
+    words = [places.get(word, word) for word in line.split()]
+    output = Path(words[-1])
+    before = output.read_bytes()
+    with Path(places["QUOTE"]).open("rb") as quote:
+        done = subprocess.run(
+            [sys.executable, "-m", "confcom", *words], stdin=quote, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == ExitCode.USAGE
+    assert f"{output} is " in done.stderr
+    assert "would be overwritten" in done.stderr
+    assert output.read_bytes() == before
+
+
+def test_an_output_that_was_another_commands_input_is_replaced(places: dict[str, str], tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    assert run(["policy", "lint", places["FILE"], "-o", str(mended)]) == ExitCode.OK
+    assert run(["policy", "lint", str(mended)]) == ExitCode.OK
+    assert run(["policy", "lint", places["FILE"], "-o", str(mended)]) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    "line", ["verify QUOTE --collateral COLLATERAL --trust-root ROOT --html -", "policy lint FILE -o -"]
+)
+def test_standard_output_is_for_one_result(
+    line: str,
+    places: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", "collateral", places["MACHINE"], "-o", "collateral", "--at", AT]) == ExitCode.OK
+    capsys.readouterr()
+    places |= {"COLLATERAL": "collateral", "ROOT": "collateral/root_ca.pem"}
+    assert run([places.get(word, word) for word in line.split()]) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "standard output" in err
+    assert not Path("-").exists()
+
+
+def test_a_policy_of_an_enclave_goes_to_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("enclave.so").write_bytes(enclave_file(sigstruct("app")))
+    for words in ([], ["-o", "-"]):
+        assert run(["policy", "from", "enclave.so", *words]) == ExitCode.OK
+        assert "mr_enclave" in capsys.readouterr().out
+    assert not Path("-").exists()
+
+
 def piped(path: Path, content: bytes) -> threading.Thread:
     os.mkfifo(path)
     thread = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)

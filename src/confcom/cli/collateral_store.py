@@ -16,7 +16,17 @@ import click
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.options import parse_duration, parse_hex, parse_time, proxy_of_environment
-from confcom.cli.streams import complain, naming, note, print_json, print_pieces, printable, read_input, trust_roots
+from confcom.cli.streams import (
+    complain,
+    keep_input,
+    naming,
+    note,
+    print_json,
+    print_pieces,
+    printable,
+    read_input,
+    trust_roots,
+)
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.documents import (
@@ -322,6 +332,7 @@ def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported
     # Under another name first, so that a partial archive never has the name of a complete one.
     part = output.with_name(f"{output.name}.part")
     try:
+        keep_input(output)
         mode = 0o600 if platforms else 0o666
         part.unlink(missing_ok=True)  # of a killed process, with another mode
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from confcom.cli.options import STREAM, json_option, output_options
-from confcom.cli.streams import naming, print_json, printable, read_input, write_file
+from confcom.cli.streams import naming, print_json, printable, read_input, write_file, write_output
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.text import without_bom
 
@@ -47,10 +47,7 @@ def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None
     from confcom.appraisal.enclave_file import policy_text
 
     signed = _signed_enclave(enclave, inside)
-    if output is None:
-        click.echo(policy_text(signed), nl=False)
-    else:
-        write_file(output, policy_text(signed).encode(), "policy")
+    write_output(output or Path("-"), policy_text(signed).encode(), "policy")
 
 
 def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:

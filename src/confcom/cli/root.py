@@ -14,6 +14,7 @@ import click
 from confcom.cli.options import check_variables
 from confcom.cli.streams import QUIET, complain
 from confcom.errors import ConfcomError, ConfigError, ExitCode, exit_code
+from confcom.input_file import opened
 
 
 def spoken(command: click.Command) -> click.Command:
@@ -199,6 +200,7 @@ spoken(root)
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; nothing escapes as a traceback unless --verbose asks for it."""
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
+    opened.clear()
     try:
         code: Any = root.main(args=_renamed(arguments), prog_name="confcom", standalone_mode=False)
         sys.stdout.flush()

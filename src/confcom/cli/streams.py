@@ -123,16 +123,29 @@ def write_output(path: Path | None, data: bytes, what: str) -> None:
         sys.stdout.buffer.flush()
 
 
+def keep_input(path: Path) -> None:
+    """Refuse, with a `ConfigError`, to write over a file that this command has read."""
+    from confcom.input_file import was_opened
+
+    if was_opened(path):
+        raise ConfigError(f"{path} is an input of this command and would be overwritten", advice="Name another file.")
+
+
 def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -> None:
     """Write a file, whole or not at all; with `exclusive`, an existing one is a `ConfigError` and stays.
 
-    What is no ordinary file (a pipe, a device) is written as it is.
+    What is no ordinary file (a pipe, a device) is written as it is. `-` is a `ConfigError`: standard output is taken.
     """
+    if str(path) == "-":
+        raise ConfigError(
+            f"the {what} does not go to standard output, which has the result of this command", advice="Name a file."
+        )
     try:
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:
                 stream.write(data)
             return
+        keep_input(path)
         draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
             with draft.open("xb") as file:
@@ -151,10 +164,14 @@ def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -
 
 def read_input(path: Path, limit: int, what: str) -> bytes:
     """Read a file, or standard input for `-`; never more than `limit` bytes."""
-    from confcom.input_file import read_bounded
+    from confcom.input_file import read_bounded, remember
 
     try:
-        data = sys.stdin.buffer.read(limit + 1) if str(path) == "-" else read_bounded(path, limit)
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+            remember(0)
+        else:
+            data = read_bounded(path, limit)
     except OSError as error:
         raise ConfigError(
             f"cannot read the {what} file {path}: {error.strerror}", advice="Check the path and its permissions."

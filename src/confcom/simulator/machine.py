@@ -24,7 +24,7 @@ import msgspec
 from confcom.errors import ConfigError, FormatError, NativeError, ReportRejected
 from confcom.formats.sgx import BODY, KEY_ID, MAC, AttributeFlags, Report, ReportBody, TargetInfo
 from confcom.formats.text import without_bom
-from confcom.input_file import read_bounded
+from confcom.input_file import read_bounded, was_opened
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.keys import aes_cmac, check_seed, derive_bytes
 from confcom.simulator.processor import (
@@ -270,9 +270,11 @@ class MachineFile:
     def write(self, path: Path, *, over: bool = False) -> None:
         """Write the file, mode 0600, whole or not at all; an existing file is left alone with a `ConfigError`.
 
-        With `over`, it is replaced in one step.
+        With `over`, it is replaced in one step, unless it is a file that was read.
         """
         try:
+            if over and was_opened(path):
+                raise ConfigError(f"{path} is the file of the world and would be overwritten")
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as draft:
                 draft.write(bytes(self))
                 draft.flush()
