@@ -19,18 +19,19 @@ def install(*packages: str) -> str:
     return f"{' '.join(command)} failed" if failed else ""
 
 
-def unpack(package: str, folder: Path) -> str:
-    """Download one into a folder and unpack it there, which needs no root; what prevents it in a sentence."""
+def unpack(folder: Path, *packages: str) -> str:
+    """Download them into a folder and unpack them there, which needs no root; what prevents it in a sentence."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         return "there is no apt-get here"
     if not os.geteuid():
         refresh()
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", package], cwd=folder, check=False)
-    archive = next(folder.glob(f"{package}_*.deb"), None)
-    if archive is None:
-        return f"apt-get has no package {package}: run apt-get update as root"
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+    subprocess.run(["apt-get", "download", "-q", *packages], cwd=folder, check=False)
+    for package in packages:
+        archive = next(folder.glob(f"{package}_*.deb"), None)
+        if archive is None:
+            return f"apt-get has no package {package}: run apt-get update as root"
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
     return ""
 
 

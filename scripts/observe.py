@@ -27,7 +27,7 @@ def prometheus(name: str) -> Path | None:
 
 
 def main(arguments: list[str]) -> int:
-    if prometheus("promtool") is None and (problem := debian.unpack("prometheus", FOLDER)):
+    if prometheus("promtool") is None and (problem := debian.unpack(FOLDER, "prometheus")):
         print(f"observe: {problem}, or put promtool and prometheus into the PATH", file=sys.stderr)
         return 1
     environment = os.environ | {"CONFCOM_TEST_OBSERVE": "1"}

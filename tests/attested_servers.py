@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import debian
 
 PACKAGES = ("nginx", "stunnel4", "libwrap0", "libpcre2-8-0", "libnsl2", "libtirpc3", "busybox-static")
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "servers"
@@ -140,10 +141,8 @@ SERVERS = {
 def programs() -> dict[str, Path]:
     """The servers' programs; Debian's packages are unpacked into build/ once, which needs no root."""
     if not (FOLDER / "bin" / "busybox").exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=FOLDER, check=True)
-        for package in FOLDER.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(FOLDER)], check=True)
+        lacking = debian.unpack(FOLDER, *PACKAGES)
+        assert not lacking, lacking
     found = {"nginx": FOLDER / "usr" / "sbin" / "nginx", "stunnel": FOLDER / "usr" / "bin" / "stunnel4"}
     found["busybox"] = FOLDER / "bin" / "busybox"
     spec = importlib.util.find_spec("envoy")
