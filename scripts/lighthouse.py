@@ -63,7 +63,7 @@ class CompressingHandler(SimpleHTTPRequestHandler):
 
 
 def measure(url: str, *, desktop: bool) -> tuple[dict[str, int], int, list[str]]:
-    """Points by category, bytes received, and the audits that cost points."""
+    """Points by category, bytes received, and the audits that cost points; a browser that fails is a RuntimeError."""
     flags = "--headless=new --no-sandbox --disable-gpu"
     words = ["--quiet", "--output=json", f"--chrome-flags={flags}", f"--only-categories={','.join(CATEGORIES)}"]
     done = subprocess.run(
@@ -73,7 +73,7 @@ def measure(url: str, *, desktop: bool) -> tuple[dict[str, int], int, list[str]]
         env=os.environ | {"CHROME_PATH": "/usr/bin/chromium"},
     )
     if done.returncode:
-        sys.exit(f"lighthouse: {url}: {done.stderr.decode(errors='replace')[-2000:]}")
+        raise RuntimeError(f"lighthouse: {url}: {done.stderr.decode(errors='replace')[-2000:]}")
     found = json.loads(done.stdout)
     points = {name: round(100 * found["categories"][name]["score"]) for name in CATEGORIES}
     weak = [
@@ -100,8 +100,13 @@ def main(arguments: list[str]) -> int:
         for page in arguments or PAGES:
             for desktop in (False, True):
                 url = f"http://127.0.0.1:{server.server_port}/{version}/{page}"
-                for _ in range(TRIES):
-                    points, weight, weak = measure(url, desktop=desktop)
+                for tries_left in reversed(range(TRIES)):
+                    try:
+                        points, weight, weak = measure(url, desktop=desktop)
+                    except RuntimeError as error:
+                        if not tries_left:
+                            sys.exit(str(error))
+                        continue
                     if points["performance"] >= LEAST_POINTS:
                         break
                 shown = "  ".join(f"{points[name]:{len(name)}}" for name in CATEGORIES)
