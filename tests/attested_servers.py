@@ -20,6 +20,7 @@ LIBRARIES = FOLDER / "usr" / "lib" / "x86_64-linux-gnu"
 # A server learns of the renewed certificate as any server does: tls.crt is written last.
 RELOAD = """
 run=$1; shift
+exec 3<&0
 touch -r $tls/tls.crt $run/loaded
 "$@" & server=$!
 trap 'kill $server; wait $server; exit' TERM
@@ -61,6 +62,12 @@ CAfile = $tls/ca.crt
 verifyChain = yes
 checkHost = $client.$namespace.svc
 connect = $backend
+"""
+# At HUP stunnel closes a listening socket of its own, and resets who waits in it; one that it inherited stays open.
+STUNNEL_RUN = """
+$busybox httpd -f -p $backend -h $run &
+[ -S /dev/fd/3 ] && export LISTEN_PID=$$ LISTEN_FDS=1
+exec $stunnel $run/stunnel.conf
 """
 
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
@@ -122,13 +129,15 @@ class Server(NamedTuple):
     knows_accounts: bool
     reloads: bool = False
     """Whether it notices new files itself."""
+    inherits: bool = False
+    """Whether it needs its listening socket from outside, as standard input: its own it closes when it is told."""
 
 
 SERVERS = {
     "nginx": Server({"nginx.conf": NGINX}, ("$nginx", "-p", "$run", "-c", "$run/nginx.conf"), False),
     "stunnel": Server(
         {"stunnel.conf": STUNNEL, "index.html": "hello\n"},
-        ("/bin/sh", "-c", "$busybox httpd -f -p $backend -h $run & exec $stunnel $run/stunnel.conf"), True,
+        ("/bin/sh", "-c", STUNNEL_RUN), True, inherits=True,
     ),
     "envoy": Server(
         {"envoy.yaml": ENVOY, "own.yaml": ENVOY_OWN, "peers.yaml": ENVOY_PEERS},

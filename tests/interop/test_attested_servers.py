@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -79,7 +80,13 @@ def serving(name: str, folder: Path, tls: Path) -> Iterator[int]:
     values |= {program: str(path) for program, path in found.items()}
     for file, text in SERVERS[name].files.items():
         (run / file).write_text(filled(text, values))
-    with subprocess.Popen(command(name, values), env=environment(), start_new_session=True) as process:
+    with contextlib.ExitStack() as stack:
+        given: int | socket.socket = subprocess.DEVNULL
+        if SERVERS[name].inherits:
+            given = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        process = stack.enter_context(
+            subprocess.Popen(command(name, values), env=environment(), start_new_session=True, stdin=given)
+        )
         try:
             yield port
         finally:
