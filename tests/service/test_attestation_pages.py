@@ -126,6 +126,12 @@ def test_a_slash_at_the_end_leads_to_no_other_host(browser: Browser) -> None:
     page_of(browser.service.ask("/ui/sign-in/", Host="other.example"))
 
 
+def test_large_forms_count_until_their_pages_are_answered(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.MAX_LARGE", 0)
+    for path in ("", "/sign-out", "", ""):
+        assert browser.post(path, evidence="A" * (600 << 10)).status < 500
+
+
 def test_evidence_of_every_kind_is_judged(browser: Browser, world: SimulatedWorld) -> None:
     quote = enclave_quote(world)
     page = browser.judge(quote)

@@ -207,11 +207,12 @@ class AttestationApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
         call = self._calls.get(scope["path"]) if scope["method"] == "POST" else None
-        try:
-            await (self._app if call is None else call)(scope, receive, send)
-        finally:
-            if large := scope.get(_LARGE):
-                self._held(address_of(scope), -large)
+        await (self._app if call is None else call)(scope, receive, send)
+
+    def answered(self, scope: Message) -> None:
+        """A request whose body was read here has ended: a large one counts no more."""
+        if large := scope.get(_LARGE):
+            self._held(address_of(scope), -large)
 
     def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
         return Route(path, self._endpoint(handler, versioned=versioned), methods=list(methods) or ["GET"])
@@ -219,8 +220,7 @@ class AttestationApp:
     def _value(self, path: str, value: Callable[[], object], *methods: str, versioned: bool = False) -> Route:
         """A path that answers every request with this value."""
 
-        async def handler(request: Request) -> Response:
-            del request
+        async def handler(_request: Request) -> Response:
             return _json(value())
 
         return self._route(path, handler, *methods, versioned=versioned)

@@ -112,7 +112,10 @@ class Pages:
         if ours and path != "/":
             # Not by Starlette's redirection, which goes to whatever host and scheme the request names.
             scope = {**scope, "path": path.rstrip("/")}
-        await (self._pages if ours else self._api)(scope, receive, send)
+        try:
+            await (self._pages if ours else self._api)(scope, receive, send)
+        finally:
+            self._api.answered(scope)
 
     def _route(
         self, method: str, path: str, handler: Handler, role: Literal["", "reader", "contributor"] = ""

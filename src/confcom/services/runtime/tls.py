@@ -73,9 +73,7 @@ class HeldTls:
         self._of_authority: WeakSet[ssl.SSLContext] = WeakSet()
         """The contexts, also former ones, that ask for certificates of the present authority."""
         self._set(certificate, key, None)
-        self.context = self._current
-        # Called for every handshake, with or without a name in it.
-        self.context.sni_callback = self._choose
+        self._beginning = self._begin()
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair from the next connection on; `ConfigError` if it cannot be used."""
@@ -89,8 +87,13 @@ class HeldTls:
         self._client_mode, self._ca_place = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED, place
         # Another context, because one cannot forget a former authority.
         self._set(*self._pair, authority)
-        # The mode is that of the context with which a handshake begins.
-        self._ask_for_certificate(self.context)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What a connection begins with; its handshake uses the present certificate and authority."""
+        # Where clients show certificates, each connection has its own: with TLS 1.2 a context resumes sessions,
+        # and does not verify them again.
+        return self._beginning if self.client_ca is None else self._begin()
 
     def admits(self, connection: ssl.SSLObject) -> bool:
         """Whether a handshake would accept the client of this connection now too."""
@@ -120,6 +123,15 @@ class HeldTls:
         self._current, self._pair, self.client_ca = context, (certificate, key), client_ca
         self.expires = _expiry(certificate)
         """When the certificate in use expires; None if its dates cannot be read."""
+
+    def _begin(self) -> ssl.SSLContext:
+        context = _context()
+        # Called for every handshake, with or without a name in it.
+        context.sni_callback = self._choose
+        if self.client_ca is not None:
+            # The mode is that of the context with which a handshake begins.
+            self._ask_for_certificate(context)
+        return context
 
     def _ask_for_certificate(self, context: ssl.SSLContext) -> None:
         context.verify_mode = self._client_mode
@@ -287,9 +299,14 @@ def _memory_file(content: bytes) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
-def _load(certificate: bytes, key: bytes, place: str) -> ssl.SSLContext:
+def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _load(certificate: bytes, key: bytes, place: str) -> ssl.SSLContext:
+    context = _context()
     refuse_password: Any = _refuse_password
     try:
         # The ssl module reads files only; these are in memory, and vanish with this call.

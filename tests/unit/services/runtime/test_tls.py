@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +12,14 @@ import pytest
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority, make_serving_pair
-from confcom.services.runtime.tls import MAX_PEM_FILE, IssuedCertificate, ReloadingTls, TlsFiles, read_authorities
+from confcom.services.runtime.tls import (
+    MAX_PEM_FILE,
+    HeldTls,
+    IssuedCertificate,
+    ReloadingTls,
+    TlsFiles,
+    read_authorities,
+)
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
@@ -28,7 +37,7 @@ def files(tmp_path: Path) -> TlsFiles:
 def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_path: Path, name: str) -> None:
     tls, file = ReloadingTls(files), tmp_path / name
     content = file.read_bytes()
-    in_use = tls.context
+    in_use = tls._current
     file.write_bytes(content + b"\n" * (MAX_PEM_FILE + 1 - len(content)))
     with pytest.raises(ConfigError, match=f"{name} has more than {MAX_PEM_FILE} bytes"):
         ReloadingTls(files)
@@ -49,7 +58,7 @@ def test_a_file_without_pem_is_refused_by_name(files: TlsFiles, tmp_path: Path, 
 @pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(files: TlsFiles, tmp_path: Path, name: str) -> None:
     tls, file = ReloadingTls(files), tmp_path / name
-    content, in_use = file.read_bytes(), tls.context
+    content, in_use = file.read_bytes(), tls._current
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(ConfigError, match=f"{name}: it is a pipe"):
@@ -90,3 +99,33 @@ def test_authorities_are_read_whole_or_refused(tmp_path: Path) -> None:
     file.write_bytes(b"x" * (MAX_PEM_FILE + 1))
     with pytest.raises(ConfigError, match=f"ca.crt has more than {MAX_PEM_FILE} bytes"):
         read_authorities(file, "the authority")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_with_a_certificate_is_verified_in_each_connection(files: TlsFiles, version: ssl.TLSVersion) -> None:
+    former, authority = (Authority.make(name, now=NOW, lifetime=timedelta(days=1)).certificate for name in ("a", "b"))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode, client.maximum_version = False, ssl.CERT_NONE, version
+    tls = HeldTls(*files.read())
+    for _ in range(2):
+        tls.require_client(former, optional=True)
+        kept = _shake(client, tls, None).session
+        assert not _shake(client, tls, kept).session_reused
+        tls.require_client(authority, optional=True)
+        assert not _shake(client, tls, kept).session_reused
+
+
+def _shake(client: ssl.SSLContext, tls: HeldTls, session: ssl.SSLSession | None) -> ssl.SSLObject:
+    """The client's end of a connection that was closed."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(back, there, session=session)
+    answering = tls.context.wrap_bio(there, back, server_side=True)
+    for end in (asking, answering) * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    answering.write(b".")
+    assert asking.read() == b"."
+    for end in (answering, asking):  # an end that is not closed forgets its session
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.unwrap()
+    return asking
