@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
@@ -68,6 +69,8 @@ class HeldTls:
         """`place` is a part of messages."""
         self._place, self._ca_place = place, ""
         self._client_mode = ssl.CERT_OPTIONAL
+        self._lock = Lock()
+        """A certificate and an authority may be replaced by different threads; neither may bring back the other's."""
         self.client_ca: bytes | None = None
         """The authority of clients' certificates; None where they are not asked for any."""
         self._of_authority: WeakSet[ssl.SSLContext] = WeakSet()
@@ -77,16 +80,18 @@ class HeldTls:
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair from the next connection on; `ConfigError` if it cannot be used."""
-        self._set(certificate, key, self.client_ca)
+        with self._lock:
+            self._set(certificate, key, self.client_ca)
 
     def require_client(self, authority: bytes, *, optional: bool = False, place: str = "") -> None:
         """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
 
         `ConfigError` if the authority is none; `place` is a part of it.
         """
-        self._client_mode, self._ca_place = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED, place
-        # Another context, because one cannot forget a former authority.
-        self._set(*self._pair, authority)
+        with self._lock:
+            self._client_mode, self._ca_place = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED, place
+            # Another context, because one cannot forget a former authority.
+            self._set(*self._pair, authority)
 
     @property
     def context(self) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority, make_serving_pair
+from confcom.services.runtime import tls as tls_module
 from confcom.services.runtime.tls import (
     MAX_PEM_FILE,
     HeldTls,
@@ -113,6 +115,33 @@ def test_a_client_with_a_certificate_is_verified_in_each_connection(files: TlsFi
         assert not _shake(client, tls, kept).session_reused
         tls.require_client(authority, optional=True)
         assert not _shake(client, tls, kept).session_reused
+
+
+def test_a_certificate_and_an_authority_that_are_replaced_at_once_both_count(
+    files: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority.make("a", now=NOW, lifetime=timedelta(days=1)).certificate
+    _, renewed = make_serving_pair(["localhost"], now=NOW, lifetime=timedelta(days=30), common_name="renewed")
+    tls, load = HeldTls(*files.read()), tls_module._load
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(certificate: bytes, key: bytes, place: str) -> ssl.SSLContext:
+        if certificate != renewed.certificate:
+            begun.set()
+            assert go_on.wait(120)
+        return load(certificate, key, place)
+
+    monkeypatch.setattr(tls_module, "_load", slow)
+    asking = threading.Thread(target=tls.require_client, args=(authority,))
+    renewing = threading.Thread(target=tls.use, args=(renewed.certificate, renewed.key))
+    asking.start()
+    assert begun.wait(120)
+    renewing.start()
+    renewing.join(0.5)
+    go_on.set()
+    asking.join()
+    renewing.join()
+    assert (tls._pair, tls.client_ca) == ((renewed.certificate, renewed.key), authority)
 
 
 def _shake(client: ssl.SSLContext, tls: HeldTls, session: ssl.SSLSession | None) -> ssl.SSLObject:
