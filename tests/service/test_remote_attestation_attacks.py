@@ -92,7 +92,7 @@ def unchanged(number: int, payload: bytes) -> bytes:
 
 def test_a_relay_can_carry_the_conversation_but_not_read_it(stage: Stage) -> None:
     a, b, said = converse_through_a_relay(stage, unchanged)
-    assert (a.code, b.code) == (ExitCode.OK, ExitCode.OK)
+    assert (a.code, b.code) == (ExitCode.OK, ExitCode.OK), (a, b)
     assert len(said) == len(SENDERS)
     assert b"hello from" not in b"".join(said)
 
