@@ -208,8 +208,8 @@ class _Pod(msgspec.Struct):
 class ScaledPod:
     """A pod. `owners` are the objects above it as (resource, name); `requests` says whether it requests EPC.
 
-    With `claims` it has claims, of EPC or something else. `runs` is false for one that is being deleted, or whose node
-    is lost.
+    `claims` says whether it has a resource claim of any driver. `runs` is false while the pod is being deleted, and
+    when its node is lost.
     """
 
     uid: str

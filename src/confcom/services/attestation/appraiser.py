@@ -371,7 +371,7 @@ class Appraiser:
     ) -> Known:
         """What is known of verified evidence; else what its appraisal establishes, which is kept where it can be."""
         verified, quote = basis.verified, evidence.quote
-        # Each object whose id is in a key stands for exact bytes, and `Known` holds it: its id is of nothing else.
+        # A key has ids of immutable objects. `Known` keeps them alive, so Python gives none of these ids again.
         ids = map(_id, (verified.chain, verified.tcb, basis.collateral, basis.rules))
         statement = b"".join((*ids, _without_report_data(quote)))
         known = None if verified.stale else self._known.get(statement)

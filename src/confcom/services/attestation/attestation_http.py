@@ -55,7 +55,7 @@ _PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is in memory."""
 MAX_LARGE = 64 << 20
-"""Bytes of all bodies over `MAX_IN_LOOP` whose requests are not yet answered; those of one address have a quarter."""
+"""Bytes of all bodies over `MAX_IN_LOOP` until they are answered. One address may use a quarter."""
 _LARGE = "confcom.large"
 """In the scope of a request: the bytes of its body that count towards `MAX_LARGE`."""
 WRONG_TOKENS = 5
@@ -210,7 +210,7 @@ class AttestationApp:
         await (self._app if call is None else call)(scope, receive, send)
 
     def answered(self, scope: Message) -> None:
-        """A request whose body was read here has ended: a large one counts no more."""
+        """Stop counting the body of a request that has ended."""
         if large := scope.get(_LARGE):
             self._held(address_of(scope), -large)
 

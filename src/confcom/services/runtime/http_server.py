@@ -377,7 +377,7 @@ class _Connection:
         return not self._server.closing
 
     def _client_fault(self) -> tuple[int, str] | None:
-        """Status and reason to refuse a client whose certificate ended, or whose authority did, after the handshake."""
+        """Status and reason of a refusal: since the handshake the certificate expired, or its CA was replaced."""
         tls = self._limits.tls
         if tls is None or tls.client_ca is None or tls.admits(self._open_writer().get_extra_info("ssl_object")):
             return None
