@@ -166,7 +166,8 @@ class KubeResourceSlices(_WatchedNode):
 
 
 CLAIM_WITHIN = 10.0
-"""Seconds for reading a claim: a kubelet waits for 45 s for all claims of a pod, and then shows no reason."""
+"""Seconds for reading a claim. A kubelet gives all claims of a pod 45 s (Kubernetes 1.36, `defaultClientCallTimeout` of
+its DRA plugins), and then shows no reason."""
 
 
 class KubeResourceClaims:
