@@ -419,6 +419,7 @@ _LAYOUTS = {
 _ENDS = {begin: HEADER_SIZE + (ReportBody if tee is _SGX else TdReportBody10).size()
          for begin, (layout, tee) in _LAYOUTS.items() if layout is not QUOTE_VERSIONS[5]}  # fmt: skip
 MAX_SHARED = 16 * 1024
+"""Bytes of a quote of which `shared_part` gives something; Intel's have about 5,000, and padding may fill memory."""
 
 
 def shared_part(data: bytes) -> bytes:
