@@ -29,7 +29,7 @@ from benchmarks.measure import Row, cpu_seconds, number, percentile, rate, show,
 from confcom.appraisal.policy import AllOf, MrEnclave, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls import ClientContext, Issuer, ServerContext
-from confcom.pki.memory import Memory
+from confcom.pki.proof import Memory
 from confcom.pki.serving_pair import Authority, ServingPair
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.declaration import EnclaveDeclaration

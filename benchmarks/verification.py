@@ -45,7 +45,7 @@ from benchmarks.simulated import NOW, SEED
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.bundle import load_bundle, to_json
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.enclaves import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedWorld

@@ -15,8 +15,7 @@ from cryptography.x509.verification import Criticality, ExtensionPolicy
 
 from confcom.errors import FormatError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension
-from confcom.pki.chain import ChainKind
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import ChainKind, TrustRoots
 
 NAMES: dict[ChainKind, tuple[str, ...]] = {
     "pck": ("SGX PCK Certificate", "CA"),

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.errors import CollateralNotFound, CollateralUnavailable
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, serve
 from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 from running_in_thread import RunningInThread

@@ -38,12 +38,9 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import CertificationData, QeReportCertification, Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
-from confcom.pki.certificate import check_p256, load_certificate, load_chain, parse_certificates
-from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
-from confcom.pki.crl import Crl
-from confcom.pki.ecdsa import Known
-from confcom.pki.memory import Memory
-from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
+from confcom.pki.certificate import Crl, check_p256, load_certificate, load_chain, parse_certificates
+from confcom.pki.chain import INTEL_SGX_ROOT_CA, ChainKind, TrustRoot, TrustRoots, VerifiedChain, verify_chain
+from confcom.pki.proof import Known, Memory
 from confcom.simulator.machine import MachineFile
 from fuzzing import admission, certificate_requests, conversations, epc_use, seeds, sources
 

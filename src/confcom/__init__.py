@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from confcom.formats.quote import Quote, TeeType
     from confcom.formats.sgx import ReportBody, TargetInfo
     from confcom.formats.tcb_info import TcbStatus
-    from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.pki.chain import TrustRoot, TrustRoots
     from confcom.platforms.intel.dcap import IntelDcapPlatform
     from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult, verify_local_report
     from confcom.platforms.pod_certificate import request_certificate
@@ -94,7 +94,7 @@ _HOMES = {
     "confcom.formats.quote": "Quote TeeType",
     "confcom.formats.sgx": "ReportBody TargetInfo",
     "confcom.formats.tcb_info": "TcbStatus",
-    "confcom.pki.roots": "TrustRoot TrustRoots",
+    "confcom.pki.chain": "TrustRoot TrustRoots",
     "confcom.platforms.intel.dcap": "IntelDcapPlatform",
     "confcom.platforms.interface": "LocalEnclave Platform QuoteResult verify_local_report",
     "confcom.platforms.pod_certificate": "request_certificate",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.policy import Policy
     from confcom.appraisal.result import AttestationResult
-    from confcom.pki.roots import TrustRoots
+    from confcom.pki.chain import TrustRoots
     from confcom.simulator.declaration import EnclaveDeclaration
     from confcom.simulator.world import SimulatedWorld
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import load_bundle, load_trust_roots
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.platforms.intel.dcap import library_folder
 from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.platforms.interface import LocalEnclave, Platform

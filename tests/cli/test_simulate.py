@@ -15,7 +15,7 @@ from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ExitCode, PolicyError, RevokedError
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import load_declaration, open_machine, open_platform
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pytest
 
 from confcom.appraisal.collateral import Collateral, verify_collateral
-from confcom.pki.crl import Crl
+from confcom.pki.certificate import Crl
 from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import PckCa
 from confcom.simulator.world import SimulatedWorld

@@ -17,9 +17,8 @@ from confcom.collateral.store.appraisal_policies import platform_class
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
-from confcom.pki.certificate import MAX_PEM, parse_certificates
-from confcom.pki.crl import Crl
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.certificate import MAX_PEM, Crl, parse_certificates
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import ServedRequest, parse_request
 

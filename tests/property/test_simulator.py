@@ -12,7 +12,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.errors import FormatError, ReportRejected, UntrustedRootError, VerificationError
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import MachineFile, MachineTcb, PckCa, SimulatedMachine
 from confcom.simulator.processor import REPORT_SCHEMES

@@ -23,7 +23,7 @@ from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.text import encode_base64url
-from confcom.pki.roots import TrustRoots, simulated_world
+from confcom.pki.chain import TrustRoots, simulated_world
 from confcom.services.attestation.appraiser import NONCE_BOUND
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import make_key

@@ -26,8 +26,7 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.formats.quote import Quote
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 from confcom.protocols.pcs import Tee
 from vectors.expectations import Row, negative_rows, real_rows, simulated_rows
 from vectors.test_vectors import UP_TO_DATE, folder_root, judge_row, negative_roots

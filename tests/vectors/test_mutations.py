@@ -10,7 +10,7 @@ import pytest
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfcomError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from vectors.expectations import real_rows
 
 pytestmark = [pytest.mark.vectors, pytest.mark.promise("M12")]

@@ -14,7 +14,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfcomError, VerificationError
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.report.html import Report, report_document
 from report_reader import Page, assert_inert
 from vectors.expectations import Row, negative_rows, real_rows, simulated_rows

@@ -14,15 +14,10 @@ from confcom.appraisal.findings import Check, passed
 from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.tcb_info import EnclaveIdentity, SignedEnclaveIdentity, SignedTcbInfo, TcbInfo
-from confcom.pki import ecdsa
-from confcom.pki.certificate import PemChain, load_chain
-from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
-from confcom.pki.crl import Crl
+from confcom.pki.certificate import Crl, PemChain, load_chain
+from confcom.pki.chain import ChainKind, TrustRoot, TrustRoots, VerifiedChain, Window, verify_chain
 from confcom.pki.der import Certificate
-from confcom.pki.ecdsa import Known
-from confcom.pki.memory import Memory
-from confcom.pki.proof import PROOF, Proof, sealed
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.proof import PROOF, Known, Memory, Proof, sealed, verify_ecdsa
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
 
@@ -325,12 +320,12 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known
         # (5), (7)
         part, step, what = "tcb_info", "collateral-tcb-info-signature", "the TCB info"
         signature, digest = content.tcb_info.signature, content.tcb_info_digest
-        ecdsa.verify(tcb_signing.leaf, signature, digest, step=step, what=what, known=known)
+        verify_ecdsa(tcb_signing.leaf, signature, digest, step=step, what=what, known=known)
         tcb_info = content.documents[0] if content.documents else content.tcb_info.tcb_info()
         # (6), (7)
         part, step, what = "qe_identity", "collateral-qe-identity-signature", "the QE identity"
         signature, digest = content.qe_identity.signature, content.qe_identity_digest
-        ecdsa.verify(qe_signing.leaf, signature, digest, step=step, what=what, known=known)
+        verify_ecdsa(qe_signing.leaf, signature, digest, step=step, what=what, known=known)
         qe_identity = content.documents[1] if content.documents else content.qe_identity.enclave_identity()
     except (FormatError, VerificationError) as error:
         if part == "pck_crl_issuer_chain" and isinstance(error, RevokedError):

@@ -36,8 +36,8 @@ from confcom.formats.attested_certificate import (
 )
 from confcom.formats.quote import TeeType
 from confcom.pki.certificate import check_own_signature, parse_certificates
+from confcom.pki.chain import TrustRoots
 from confcom.pki.proof import PROOF, Proof, sealed
-from confcom.pki.roots import TrustRoots
 
 SIGNATURE_STEP = "certificate-signature"
 VALIDITY_STEP = "certificate-validity"

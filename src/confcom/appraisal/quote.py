@@ -74,13 +74,9 @@ from confcom.formats.quote import (
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, td_base
-from confcom.pki import ecdsa
 from confcom.pki.certificate import load_chain
-from confcom.pki.chain import VerifiedChain, Window, verify_chain
-from confcom.pki.ecdsa import Known
-from confcom.pki.memory import Memory
-from confcom.pki.proof import PROOF, Proof, sealed
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots, VerifiedChain, Window, verify_chain
+from confcom.pki.proof import PROOF, Known, Memory, Proof, load_public_key, sealed, verify_ecdsa
 
 STEPS = (
     "pck-chain",
@@ -277,7 +273,7 @@ class QuoteVerifier:
         key, tcb = known or _attester(parsed, platform, report, bound, self._tcbs.get(judged))
         # (10) the attestation key signed this quote
         signed = sha256(parsed.signed_bytes).digest()
-        ecdsa.verify(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
+        verify_ecdsa(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
         if known is None:
             platform.attesters.add(statement, (key, tcb), exact=qe_signature)
             if judged not in self._tcbs:
@@ -352,7 +348,7 @@ def verify_similar(earlier: VerifiedQuote, quote: Quote, *, roots: TrustRoots, n
         raise ValueError("the quotes differ in more than report data and signature")
     chain, collateral = earlier.chain, earlier.collateral
     key, signed = _attestation_key(signature.attestation_key), sha256(quote.signed_bytes).digest()
-    ecdsa.verify(key, signature.signature, signed, step="quote-signature", what="the quote")
+    verify_ecdsa(key, signature.signature, signed, step="quote-signature", what="the quote")
     return VerifiedQuote(
         quote=quote,
         chain=chain,
@@ -367,7 +363,7 @@ def verify_similar(earlier: VerifiedQuote, quote: Quote, *, roots: TrustRoots, n
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _attestation_key(point: bytes) -> ec.EllipticCurvePublicKey:
-    return ecdsa.load_public_key(point, step="quote-signature")
+    return load_public_key(point, step="quote-signature")
 
 
 def _stale(chain: VerifiedChain, collateral: VerifiedCollateral, now: datetime) -> tuple[Window, ...]:
@@ -493,7 +489,7 @@ def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tc
         modules = match_tdx_modules(quote.body, platform.collateral.tcb_info)
     # (7) the PCK key signed the QE report
     signed, signature = sha256(report).digest(), certification.qe_report_signature
-    ecdsa.verify(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
+    verify_ecdsa(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
     # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
     found = report[_REPORT_DATA][:32]
     if found != bound:

@@ -28,8 +28,8 @@ from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+from confcom.pki.chain import TrustRoots
 from confcom.pki.proof import PROOF, Proof, sealed
-from confcom.pki.roots import TrustRoots
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
 NOT_AUTHENTIC = FormatError, VerificationError, CollateralInvalid

@@ -37,8 +37,8 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls.issuer import IssuedCertificate, Issuer, utc_now
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.pki.memory import Memory
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
+from confcom.pki.proof import Memory
 
 if TYPE_CHECKING:
     from requests import Session

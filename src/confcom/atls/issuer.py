@@ -45,7 +45,7 @@ from confcom.formats.attested_certificate import (
     write_ra_tls,
 )
 from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.pki.roots import INTEL_ROOT_PUBLIC_KEY
+from confcom.pki.chain import INTEL_ROOT_PUBLIC_KEY
 from confcom.pki.serving_pair import general_name, key_usage
 
 if TYPE_CHECKING:

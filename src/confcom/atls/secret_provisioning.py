@@ -32,7 +32,7 @@ from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.quote import Quote
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 
 if TYPE_CHECKING:
     from OpenSSL import SSL

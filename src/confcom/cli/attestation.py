@@ -57,7 +57,7 @@ def serve(config: AttestationServiceConfig) -> None:
 
     Clients of Azure work unchanged with this URL, clients of RATS get EAR.
     """
-    from confcom.pki.roots import simulated_world
+    from confcom.pki.chain import simulated_world
     from confcom.services.attestation import attestation_service as service
 
     roots = trust_roots(config.trust_roots)

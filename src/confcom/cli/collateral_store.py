@@ -66,8 +66,7 @@ from confcom.errors import (
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.pck_extension import PckExtension
 from confcom.input_file import open_input
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 from confcom.protocols.pcs import MAX_QE_ID, PckCaName, TcbSets, Tee, Update, clients_of, parse_update
 
 

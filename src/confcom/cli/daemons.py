@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from confcom.database.engine import Database
     from confcom.database.revisions import Chain
     from confcom.devices.host import Host
-    from confcom.pki.roots import TrustRoots
+    from confcom.pki.chain import TrustRoots
     from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
     from confcom.services.collateral.cache import Upstream
     from confcom.services.collateral.service_config import CollateralServiceConfig
@@ -329,7 +329,7 @@ def certificate_signer(config: CertificateSignerConfig) -> None:
 
     The signer's name is confcom.dev/attested. Requests for other signers are left alone.
     """
-    from confcom.pki.roots import simulated_world
+    from confcom.pki.chain import simulated_world
     from confcom.services.certificate_signer.certificate_signer import serve
 
     roots = trust_roots(config.trust_roots)

@@ -21,7 +21,7 @@ from confcom.collateral.bundle import load_trust_roots
 from confcom.errors import PlatformError
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import ReportBody
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.wiring import declare_enclave, open_machine

@@ -18,7 +18,7 @@ import click
 from confcom.errors import ConfcomError, ConfigError, FormatError, OutputError, PlatformUnavailable
 
 if TYPE_CHECKING:
-    from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.pki.chain import TrustRoot, TrustRoots
 
 MAX_ROOT = 64 * 1024
 """Bytes of a file with a root certificate."""
@@ -225,7 +225,7 @@ def naming(place: str) -> Iterator[None]:
 def trust_roots(names: Iterable[str]) -> TrustRoots:
     """The roots of `--trust-root`: files in PEM, the word `intel`, or Intel's root where none is named."""
     from confcom.formats.text import without_bom
-    from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.pki.chain import TrustRoot, TrustRoots
 
     roots: list[TrustRoot] = []
     for name in names:

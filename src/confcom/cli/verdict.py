@@ -48,7 +48,7 @@ from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote import CertificationDataType, Quote, TeeType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import MAX_PEM, parse_certificates
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import Update, parse_update
 from confcom.report.summary import Summary
 

@@ -42,8 +42,7 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ClockError, CollateralError, ConfigError, FormatError
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.signed_json import Hex2, Hex6, Hex16
-from confcom.pki.certificate import MAX_PEM
-from confcom.pki.crl import MAX_CRL
+from confcom.pki.certificate import MAX_CRL, MAX_PEM
 from confcom.protocols.pcs import (
     ENCRYPTED_PPID_SIZE,
     MAX_PLATFORM_MANIFEST,

@@ -22,9 +22,8 @@ from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded
-from confcom.pki.certificate import MAX_PEM, parse_certificates
-from confcom.pki.crl import MAX_CRL, Crl
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.certificate import MAX_CRL, MAX_PEM, Crl, parse_certificates
+from confcom.pki.chain import TrustRoot, TrustRoots
 
 if TYPE_CHECKING:
     from confcom.appraisal.policy_file import PolicyFile

@@ -29,11 +29,9 @@ from confcom.errors import (
 from confcom.formats import signed_json
 from confcom.formats.signed_json import U32, Date, HexSignature
 from confcom.formats.tcb_info import EnclaveIdentity, SignedEnclaveIdentity, SignedTcbInfo, TcbInfo
-from confcom.pki import ecdsa
-from confcom.pki.chain import VerifiedChain, verify_chain
-from confcom.pki.crl import Crl
-from confcom.pki.proof import PROOF, Proof, sealed
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.certificate import Crl
+from confcom.pki.chain import TrustRoot, TrustRoots, VerifiedChain, verify_chain
+from confcom.pki.proof import PROOF, Proof, sealed, verify_ecdsa
 from confcom.protocols import pcs
 from confcom.protocols.pcs import PckCaName, Tee, Update
 
@@ -374,7 +372,7 @@ def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocumen
     # (3)
     signed = _SIGNED[document.key.kind](document.body)
     digest = hashlib.sha256(signed.body).digest()
-    ecdsa.verify(chain.public_key, signed.signature, digest, step=STEP, what=f"the {document.key}")
+    verify_ecdsa(chain.public_key, signed.signature, digest, step=STEP, what=f"the {document.key}")
     return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=PROOF)
 
 

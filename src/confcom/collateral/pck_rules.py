@@ -9,8 +9,7 @@ from datetime import datetime
 from confcom.errors import CollateralNotFound, MismatchError
 from confcom.formats.tcb_info import TcbInfo
 from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 from confcom.protocols.pcs import PckCertificateAnswer
 
 STEP = "pck-certificate"

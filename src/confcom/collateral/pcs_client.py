@@ -32,7 +32,7 @@ from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError,
 from confcom.formats.arguments import parse_http_url
 from confcom.formats.signed_json import MAX_SIGNED_JSON
 from confcom.http_client import verifying_context, within
-from confcom.pki.crl import MAX_CRL
+from confcom.pki.certificate import MAX_CRL
 from confcom.protocols import pcs
 from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update, build_request
 from confcom.protocols.pcs_answers import (

@@ -38,8 +38,7 @@ from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.json_walk import JsonWalk, Span
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
-from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.pki.crl import MAX_CRL, Crl
+from confcom.pki.certificate import MAX_CRL, Crl, load_certificate, parse_certificates
 from confcom.protocols.pcs import (
     ENCRYPTED_PPID_SIZE,
     MAX_PLATFORM_MANIFEST,

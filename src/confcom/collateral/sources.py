@@ -40,8 +40,7 @@ from confcom.formats.arguments import parse_http_url
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
 from confcom.input_file import read_bounded
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 from confcom.protocols.pcs import Dialect, PckCaName, PckCertificateAnswer, PckCertRequest, Tee, Update
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from confcom.collateral.bundle import load_bundle
 from confcom.doctor.checks import Finding, Level, Role, Subject, host_mounts, worst
 from confcom.errors import ConfcomError, FormatError, PlatformError
 from confcom.formats.qcnl import KEYS, MAX_QCNL, QcnlFile, type_name
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.gramine import attestation_type
 from confcom.platforms.sgx_host import LIBRARY_FOLDERS

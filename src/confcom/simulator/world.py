@@ -20,7 +20,7 @@ from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigErro
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.formats.tdx import TdReportBody
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
 from confcom.protocols.pcs_answers import PckCertificateEntry

@@ -26,8 +26,8 @@ from confcom.errors import (
     UntrustedRootError,
     VerificationError,
 )
-from confcom.pki.crl import Crl
-from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
+from confcom.pki.certificate import Crl
+from confcom.pki.chain import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 SECOND = timedelta(seconds=1)

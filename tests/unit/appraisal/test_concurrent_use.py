@@ -14,7 +14,7 @@ from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, accept_quote, judge
 from confcom.errors import PolicyError, SignatureError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 

@@ -40,7 +40,7 @@ from confcom.errors import (
 )
 from confcom.formats.attested_certificate import MAX_ATTESTED_CERTIFICATE, AttestedCertificate
 from confcom.formats.quote import TeeType
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 
 FORMATS = made.every_format()
 DEFAULTS = safe_defaults(accept_simulated=True)

@@ -33,9 +33,8 @@ from confcom.formats.quote import (
     Quote,
 )
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.certificate import MAX_PEM, parse_certificates
-from confcom.pki.crl import Crl
-from confcom.pki.roots import TrustRoots
+from confcom.pki.certificate import MAX_PEM, Crl, parse_certificates
+from confcom.pki.chain import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.enclaves import QE3, TDX_1_5, quote_td, td_report, td_report_1_5
 from confcom.simulator.machine import PckCa, SimulatedMachine

@@ -196,7 +196,7 @@ def test_times_without_a_zone_are_refused_and_so_is_what_is_no_time(world, verif
 def test_collateral_policies_and_roots_of_another_type_are_type_errors(world, verifier, make_quote, now) -> None:
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.quote import QuoteVerifier
-    from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.pki.chain import TrustRoot, TrustRoots
 
     quote, collateral = make_quote(), world.publish()
     parts = {item.name: getattr(collateral, item.name) for item in fields(Collateral)}

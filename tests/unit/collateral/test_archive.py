@@ -18,7 +18,7 @@ from confcom.collateral.store.platforms import PlatformTcb
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ClockError, FormatError, UntrustedRootError, VerificationError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
 from confcom.simulator.machine import FMSPC, MachineTcb
 

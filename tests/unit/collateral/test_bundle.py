@@ -24,9 +24,8 @@ from confcom.collateral.documents import (
     request_for,
 )
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
-from confcom.pki.certificate import MAX_PEM
-from confcom.pki.crl import Crl
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.certificate import MAX_PEM, Crl
+from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.protocols.pcs import HttpResponse
 from confcom.protocols.pcs_answers import parse_document
 

@@ -8,7 +8,7 @@ import pytest
 
 from confcom.collateral.pck_rules import require_same_platform
 from confcom.errors import MismatchError, UntrustedRootError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.machine import MachineTcb
 from confcom.simulator.world import SimulatedWorld

@@ -26,7 +26,7 @@ from confcom.errors import (
     UntrustedRootError,
     VerificationError,
 )
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.simulator.world import SimulatedWorld
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from confcom.doctor.checks import Level
 from confcom.doctor.quoting_checks import collateral_finding
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

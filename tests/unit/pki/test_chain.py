@@ -13,10 +13,8 @@ from cryptography import x509
 import pki_builder as intel
 from confcom.errors import CertificateError, ConfcomError, FormatError, SignatureError, UntrustedRootError
 from confcom.pki.certificate import PemChain, load_certificates
-from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
-from confcom.pki.ecdsa import Known
-from confcom.pki.memory import Memory
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import ChainKind, TrustRoot, TrustRoots, VerifiedChain, verify_chain
+from confcom.pki.proof import Known, Memory
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 PCK = intel.PCK_CERTIFICATE

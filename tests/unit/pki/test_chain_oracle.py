@@ -22,9 +22,8 @@ from chain_oracle import accepts
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats import der
 from confcom.pki.certificate import parse_certificates
-from confcom.pki.chain import ChainKind, verify_chain
+from confcom.pki.chain import ChainKind, TrustRoot, TrustRoots, verify_chain
 from confcom.pki.der import UNREADABLE, Certificate, CertificateFrame, read_certificate
-from confcom.pki.roots import TrustRoot, TrustRoots
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 PCK, CA, ROOT = intel.PCK_CERTIFICATE.build(), intel.PLATFORM_CERTIFICATE.build(), intel.ROOT_CERTIFICATE.build()

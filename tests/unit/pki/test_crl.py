@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 import pki_builder as intel
 from confcom.errors import FormatError, MismatchError, SignatureError
 from confcom.formats import der
-from confcom.pki.certificate import load_certificate
-from confcom.pki.crl import MAX_CRL, Crl
+from confcom.pki.certificate import MAX_CRL, Crl, load_certificate
 
 DER = intel.crl(revoked=(3, 0xFFEE))
 PEM = x509.load_der_x509_crl(DER).public_bytes(Encoding.PEM)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import pki_builder as intel
 from confcom.errors import SignatureError
 from confcom.formats import der
-from confcom.pki import ecdsa
+from confcom.pki.proof import _integer, load_public_key, verify_ecdsa
 
 RAW_KEY = intel.point(intel.PCK)[1:]
 MESSAGE = b"the QE report"
@@ -21,7 +21,7 @@ ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def _verify(signature: bytes, message: bytes = MESSAGE, raw_key: bytes = RAW_KEY) -> None:
-    ecdsa.verify(ecdsa.load_public_key(raw_key), signature, sha256(message).digest(), step="(5)", what="the QE report")
+    verify_ecdsa(load_public_key(raw_key), signature, sha256(message).digest(), step="(5)", what="the QE report")
 
 
 def test_a_signature_of_the_key_is_good() -> None:
@@ -58,7 +58,7 @@ def test_numbers_are_written_as_the_library_writes_them(first: int, second: int,
     """Whatever zeros they begin with: of one signature in 256, r or s has less than 32 bytes."""
     r, s = bytes(first) + raw[first:32], bytes(second) + raw[32 + second :]
     numbers = int.from_bytes(r), int.from_bytes(s)
-    written = der.write(der.SEQUENCE, *[ecdsa._integer(number) for number in (r, s)])
+    written = der.write(der.SEQUENCE, *[_integer(number) for number in (r, s)])
     assert written == encode_dss_signature(*numbers)
 
 
@@ -74,4 +74,4 @@ def test_another_message_or_key_is_refused() -> None:
 )
 def test_what_is_no_point_on_the_curve_is_no_key(raw: bytes) -> None:
     with pytest.raises(SignatureError):
-        ecdsa.load_public_key(raw, step="(4)", what="attestation key")
+        load_public_key(raw, step="(4)", what="attestation key")

@@ -10,10 +10,8 @@ import pytest
 import pki_builder as intel
 from confcom.errors import FormatError
 from confcom.pki.certificate import load_certificate, load_chain
-from confcom.pki.chain import verify_chain
-from confcom.pki.ecdsa import is_good
-from confcom.pki.memory import Memory
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots, verify_chain
+from confcom.pki.proof import Memory, is_good
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 

@@ -9,8 +9,7 @@ from cryptography import x509
 
 import pki_builder as intel
 from confcom.errors import CertificateError
-from confcom.pki.chain import ChainKind, verify_chain
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import ChainKind, TrustRoot, TrustRoots, verify_chain
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 NEEDED = [

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import pki_builder as intel
 from confcom.errors import ConfigError, FormatError
-from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
+from confcom.pki.chain import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 
 
 def test_intels_root_is_the_published_one() -> None:

@@ -17,10 +17,9 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.errors import FormatError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
-from confcom.pki.certificate import MAX_CERTIFICATE
-from confcom.pki.crl import Crl
+from confcom.pki.certificate import MAX_CERTIFICATE, Crl
+from confcom.pki.chain import INTEL_ROOT_PUBLIC_KEY
 from confcom.pki.der import UNREADABLE, der_reason
-from confcom.pki.roots import INTEL_ROOT_PUBLIC_KEY
 
 MAX_SHOWN_CERTIFICATES = 16
 MAX_SHOWN_REVOCATIONS = 200

@@ -19,7 +19,7 @@ from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck
 from confcom.collateral.store.rows import ca_of, keep_chain, seconds, time_of
 from confcom.collateral.store.schema import CHAINS, PCK_CLAIMS
 from confcom.database.engine import Database
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer
 
 MAX_CLAIMS = 200_000

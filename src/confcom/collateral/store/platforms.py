@@ -34,8 +34,7 @@ from confcom.database.engine import Database, Query
 from confcom.errors import CollateralError, FormatError, MismatchError
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.certificate import load_certificate, parse_certificates
-from confcom.pki.chain import sgx_extension, verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, sgx_extension, verify_chain
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
 
 REMOVED_AT_A_TIME = 100

@@ -46,7 +46,7 @@ from confcom.database.changes import Leases
 from confcom.database.engine import BUSY_TIMEOUT, Query
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCaName, Tee, Update
 
 

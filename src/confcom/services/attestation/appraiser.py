@@ -36,7 +36,7 @@ from confcom.formats.evidence import Encoding, EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, shared_part
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10
-from confcom.pki.memory import Memory
+from confcom.pki.proof import Memory
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.lockstep import Outcome, Steps

@@ -24,8 +24,8 @@ from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, Sour
 from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_http_url, parse_tcp_address
+from confcom.pki.chain import TrustRoots, simulated_world
 from confcom.pki.der import UNREADABLE, der_reason
-from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import Administrators, TokenHash

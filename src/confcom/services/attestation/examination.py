@@ -16,8 +16,7 @@ from confcom.appraisal.result import failed, timestamp
 from confcom.errors import ConfcomError, FormatError, PolicyError, UntrustedRootError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import EvidenceFile, decode_text
-from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import ChainKind, TrustRoots, VerifiedChain, Window, verify_chain
 from confcom.report.html import Report, time_line
 from confcom.report.summary import Summary
 from confcom.services.attestation.appraiser import Appraiser

@@ -26,7 +26,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.cluster.certificate_requests import MAX_PENDING, CertificateRequests, PendingRequests
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ClusterError, ClusterRefused, CollateralError, ConfcomError, ConfigError, FormatError
-from confcom.pki.roots import TrustRoots, simulated_world
+from confcom.pki.chain import TrustRoots, simulated_world
 from confcom.pki.serving_pair import Authority, Pair
 from confcom.protocols.certificate_requests import (
     APPROVED,

@@ -26,7 +26,7 @@ from confcom.database.changes import Watch
 from confcom.database.engine import DatabaseAddress
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import HttpResponse, TcbSets, Tee, clients_of
 from confcom.services.collateral.admin import Administration, Bodies, Tokens
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets

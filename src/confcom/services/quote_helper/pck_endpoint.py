@@ -42,8 +42,7 @@ from confcom.formats.arguments import parse_http_url
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
 from confcom.input_file import read_bounded
 from confcom.pki.certificate import parse_certificates
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots, verify_chain
 from confcom.protocols.pcs import ENCRYPTED_PPID_SIZE, HttpRequest, HttpResponse, PckCertificateAnswer, PckCertRequest
 from confcom.protocols.pcs_answers import parse_pck_certificate, status_error
 from confcom.protocols.pcs_service import ServedRequest, parse_request, pck_certificate_response

@@ -31,7 +31,7 @@ from confcom.errors import (
     StaleCollateralError,
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform, connect
 from confcom.platforms.interface import InitializedQuote, ReportSource
 from confcom.platforms.sgx_host import DEVICES_ADVICE

@@ -14,8 +14,7 @@ from confcom.collateral.store.migrations import CHAIN
 from confcom.collateral.store.rows import Candidate, choose
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 
 DAY = 86400
 MONTH = 30 * DAY

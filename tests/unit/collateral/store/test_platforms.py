@@ -14,8 +14,7 @@ from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, high
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import FormatError, MismatchError, UntrustedRootError, VerificationError
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots, verify_chain
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
 from confcom.simulator.machine import MachineTcb
 

@@ -18,7 +18,7 @@ from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.schema import FORMER_REGISTRATIONS
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralUnavailable
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)

@@ -29,7 +29,7 @@ from confcom.collateral.store.schema import APPLICATION_ID, METADATA, NEWEST
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import CollateralError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 from postgres_server import PostgresServer
 

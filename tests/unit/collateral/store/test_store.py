@@ -19,8 +19,7 @@ from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import Document, DocumentKey, take_apart
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, SignatureError, UntrustedRootError
-from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots, verify_chain
 from confcom.simulator.machine import MachineTcb
 from confcom.simulator.world import SimulatedWorld
 

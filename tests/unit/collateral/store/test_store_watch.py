@@ -12,7 +12,7 @@ from confcom.collateral.documents import Document, DocumentKey
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.changes import Watch
 from confcom.errors import CollateralError
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.chain import TrustRoot, TrustRoots
 
 ROOTS = TrustRoots((TrustRoot.from_pem(pki.pem(pki.ROOT_CERTIFICATE)),))
 WAIT = 60

@@ -8,7 +8,7 @@ from pathlib import Path
 from confcom.appraisal.policy import AllOf, NoDebug
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import SigningKeys

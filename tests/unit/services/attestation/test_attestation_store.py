@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import ConfigError, DatabaseError
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.services.attestation import attestation_store
 from confcom.services.attestation.attestation_store import (
     CHAIN,

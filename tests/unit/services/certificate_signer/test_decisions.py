@@ -23,7 +23,7 @@ from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
 from confcom.formats.text import decode_base64
 from confcom.manifests.addon_config import AddonConfig
-from confcom.pki.roots import TrustRoots
+from confcom.pki.chain import TrustRoots
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import MAX_REQUEST, SIGNER, SigningRequest, name_for, nonce_of
