@@ -126,9 +126,22 @@ def test_an_output_that_was_another_commands_input_is_replaced(places: dict[str,
 
 
 @pytest.mark.parametrize(
-    "line", ["verify QUOTE --collateral COLLATERAL --trust-root ROOT --html -", "policy lint FILE -o -"]
+    "line",
+    [
+        "verify QUOTE --collateral COLLATERAL --trust-root ROOT --html -",
+        "policy lint FILE -o -",
+        "simulate machine -o -",
+        "simulate machine --world MACHINE --name node -o -",
+        "simulate enclave --name app -o -",
+        "simulate collateral MACHINE -o -",
+        "collateral fetch --store STORE --fmspc 000000000000 -o -",
+        "certificate --machine MACHINE -o -",
+        "attestation new-keys -",
+        "demo --keep -",
+        "quote --report-data 00 --machine - -o OUT",
+    ],
 )
-def test_standard_output_is_for_one_result(
+def test_a_dash_is_no_file(
     line: str,
     places: dict[str, str],
     tmp_path: Path,
@@ -142,7 +155,7 @@ def test_standard_output_is_for_one_result(
     assert run([places.get(word, word) for word in line.split()]) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert out == ""
-    assert "standard output" in err
+    assert "standard input or output" in err
     assert not Path("-").exists()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from confcom.cli.options import FILE, kubeconfig_options
+from confcom.cli.options import STREAM, kubeconfig_options
 from confcom.cli.root import AzGroup
 from confcom.errors import ConfigError
 
@@ -351,7 +351,7 @@ def list_available(**options: Any) -> None:  # noqa: ANN401 - by name
 @click.option(
     "--simulated-world",
     metavar="FILE",
-    type=FILE,
+    type=STREAM,
     help="Machine file of the world of --platform simulated, to be written as a Secret.",
 )
 def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
@@ -382,7 +382,7 @@ def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
 
 
 @addon.command(short_help="For the Helm chart: publish a simulated world's root.")
-@click.option("--simulated-world", metavar="FILE", type=FILE, required=True, help="Machine file of the world.")
+@click.option("--simulated-world", metavar="FILE", type=STREAM, required=True, help="Machine file of the world.")
 @kubeconfig_options
 def publish_root(**options: Any) -> None:  # noqa: ANN401 - by name
     """Write the root of a simulated world to ConfigMap confcom-simulated-root, after an installation by Helm."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import FILE
+from confcom.cli.options import STREAM
 from confcom.cli.streams import naming, print_json, printable, read_input
 from confcom.errors import ConfigError, ExitCode
 
@@ -38,7 +38,7 @@ def _advice(line: str) -> str | None:
 
 
 @click.command("check-pods")
-@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE…")
+@click.argument("files", nargs=-1, required=True, type=STREAM, metavar="FILE…")
 @click.option(
     "--namespace", "-n", metavar="NAME", default="default", show_default=True, help="Where manifests name none."
 )

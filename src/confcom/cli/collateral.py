@@ -29,7 +29,7 @@ def collateral() -> None:
     multiple=True,
     help="The kind of its quotes. Default: sgx.",
 )
-@click.option("--quote", metavar="FILE", type=FILE, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
+@click.option("--quote", metavar="FILE", type=STREAM, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
 @click.option(
     "--source",
     metavar="NAME",

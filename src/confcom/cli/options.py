@@ -22,11 +22,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _NamedPath(click.Path):
-    """A path that is not empty: an empty one, from an unset shell variable, would mean the current folder."""
+    """A path that is not empty: an empty one, from an unset shell variable, would mean the current folder.
+
+    `-` is standard input or output where the command has a use for it, and refused elsewhere.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         if value == "":
             self.fail("the name is empty", param, ctx)
+        if value == "-" and not self.allow_dash:
+            self.fail("'-' would be standard input or output, which is not used here; name a path", param, ctx)
         return super().convert(value, param, ctx)
 
 

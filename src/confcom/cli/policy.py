@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from confcom.cli.options import STREAM, json_option, output_options
+from confcom.cli.options import FILE, STREAM, json_option, output_options
 from confcom.cli.streams import naming, print_json, printable, read_input, write_file, write_output
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.text import without_bom
@@ -153,7 +153,7 @@ def _show_trial(found: dict[str, Any]) -> None:
 
 @policy.command()
 @click.argument("file", type=STREAM, metavar="POLICY")
-@click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there with every known repair.")
+@click.option("-o", "--output", metavar="FILE", type=FILE, help="Write the policy there with every known repair.")
 @json_option
 def lint(file: Path, output: Path | None, as_json: bool) -> int:
     """Check a policy file, or a policy in Azure's policy language.

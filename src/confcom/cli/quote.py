@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, Number, parse_hex
+from confcom.cli.options import FILE, STREAM, Number, parse_hex
 from confcom.cli.streams import MAX_HELD_DATA, note, read_input, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
@@ -53,7 +53,7 @@ class QuoteOptions:
     default="auto",
     help="Where QE and PCE are. auto: out-of-proc where SGX_AESM_ADDR is set, to whatever value.",
 )
-@click.option("--socket", metavar="PATH", type=STREAM, default=AESM_SOCKET, show_default=True, help="Quote helper.")
+@click.option("--socket", metavar="PATH", type=FILE, default=AESM_SOCKET, show_default=True, help="Quote helper.")
 @click.option(
     "--platform",
     type=click.Choice(["auto", "intel", "simulated"]),
@@ -65,13 +65,13 @@ class QuoteOptions:
     "--machine",
     "simulated_machine",
     metavar="FILE",
-    type=STREAM,
+    type=FILE,
     help="Run a declared enclave on this machine.",
 )
 @click.option(
     "--enclave",
     metavar="FILE",
-    type=STREAM,
+    type=FILE,
     help="Its declaration, or a signed enclave file. Default: a demo enclave.",
 )
 @click.option("--qe-report-nonce", metavar="HEX", help="16 bytes; have the QE report on the quote, and check that.")
@@ -83,7 +83,7 @@ class QuoteOptions:
     default=0,
     help="Wait so long for a quote helper that is not there yet, or busy.  [default: not at all]",
 )
-@click.option("--host", metavar="FOLDER", type=STREAM, default=Path("/"), hidden=True, help="Where /dev is.")
+@click.option("--host", metavar="FOLDER", type=FILE, default=Path("/"), hidden=True, help="Where /dev is.")
 def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, which has the types
     """Get a quote on this machine, and say in one line which mode was chosen and why.
 

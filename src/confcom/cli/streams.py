@@ -134,12 +134,8 @@ def keep_input(path: Path) -> None:
 def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -> None:
     """Write a file, whole or not at all; with `exclusive`, an existing one is a `ConfigError` and stays.
 
-    What is no ordinary file (a pipe, a device) is written as it is. `-` is a `ConfigError`: standard output is taken.
+    What is no ordinary file (a pipe, a device) is written as it is.
     """
-    if str(path) == "-":
-        raise ConfigError(
-            f"the {what} does not go to standard output, which has the result of this command", advice="Name a file."
-        )
     try:
         if path.exists() and not path.is_file():
             with path.open("wb") as stream:

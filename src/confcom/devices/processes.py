@@ -325,11 +325,13 @@ class _Reader(threading.Thread):
     def run(self) -> None:
         """Read until none is waiting."""
         with suppress(OSError), _folder(str(self._proc)) as proc:
-            while self.waiting:
-                self.at = self.waiting.popleft()
+            while True:
+                try:
+                    self.at = self.waiting.popleft()
+                except IndexError:  # asking first would not do: another thread replaces or empties `waiting`
+                    return
                 self._enclaves(self.at, proc)
                 self.at = ""
-            return
         # No descriptor was left for /proc: another reader would have none either.
         self.unreadable += len(self.waiting)
         self.waiting.clear()

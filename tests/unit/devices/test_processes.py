@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ def test_a_process_that_keeps_its_reader_waiting_delays_no_other(
     seen = finder.look(DEVICE)
     assert sorted(found.pid for found in seen.enclaves) == [7, 8, 9]
     assert (seen.unreadable, list(finder.stuck)) == (0, [])
+
+
+def test_a_reader_whose_names_another_takes_meanwhile_ends(tmp_path: Path) -> None:
+    class TakenMeanwhile(deque[str]):
+        def __len__(self) -> int:
+            return 1
+
+    process(tmp_path, 8, "")
+    reader = processes._Reader(tmp_path / "proc", DEVICE, TakenMeanwhile(["8"]))
+    reader.run()
+    assert (reader.at, reader.found, reader.unreadable) == ("", [], 0)
 
 
 def test_not_every_process_can_make_a_reader_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
