@@ -377,10 +377,8 @@ class _Reader(threading.Thread):
         return known
 
     def _ask(self, mapping: FileMapping, process: int) -> bool:
-        try:
+        with suppress(OSError):
             return self._matches(os.stat(f"map_files/{mapping.start:x}-{mapping.end:x}", dir_fd=process))
-        except OSError:
-            pass
         try:
             # The path as the process sees it; it may have been moved since, so the inode must agree.
             status = os.stat(b"root" + mapping.path, dir_fd=process)
