@@ -54,10 +54,16 @@ def quote_v3(number: int = 5, data: bytes = b"chain\0", authentication: bytes = 
     return with_section(header(3) + distinct(384), section)
 
 
-def quote_v4(tee_type: int = 0x81, number: int = 5, data: bytes = b"chain\0", outer: int = 6) -> bytes:
+def quote_v4(
+    tee_type: int = 0x81,
+    number: int = 5,
+    data: bytes = b"chain\0",
+    outer: int = 6,
+    authentication: bytes = QE_AUTHENTICATION_DATA,
+) -> bytes:
     """A version 4 quote: the QE report stands in certification data of type 6."""
     body = distinct(384 if tee_type == 0 else 584)
-    section = SIGNATURE + ATTESTATION_KEY + entry(outer, qe_part(entry(number, data)))
+    section = SIGNATURE + ATTESTATION_KEY + entry(outer, qe_part(entry(number, data), authentication))
     return with_section(header(4, tee_type) + body, section)
 
 

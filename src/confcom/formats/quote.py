@@ -37,8 +37,9 @@ class TeeType(IntEnum):
 # Members of enumerations are looked up once: Python 3.11 calls a function for each access.
 _SGX, _TDX = TeeType
 
-MAX_CERTIFICATION_DATA = 64 * 1024
-"""Bytes. Real chains take 3.5 to 3.7 kB, Intel's libraries stop at 12,294; room is left for platform manifests."""
+MAX_CERTIFICATION_DATA = 128 * 1024
+"""Bytes, as many as of a quote: type 6 holds a chain and authentication data, which alone may have 65,535. Real chains
+take 3.5 to 3.7 kB, Intel's libraries stop at 12,294."""
 
 
 class CertificationDataType(IntEnum):
@@ -100,7 +101,7 @@ PPID_TYPES: dict[CertificationDataType, type[Ppid]] = {
 
 
 class CertificationData(msgspec.Struct, frozen=True):
-    """One entry: its type and its bytes (64 KiB at the most), uninterpreted."""
+    """One entry: its type and its bytes (128 KiB at the most), uninterpreted."""
 
     type: CertificationDataType
     data: bytes

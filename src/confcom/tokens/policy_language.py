@@ -80,7 +80,7 @@ DECIMAL.2: /[0-9]{1,3}\.[0-9]{1,3}/
 INTEGER: /-?[0-9]+/
 STRING: /"(?:\\.|[^"\\\n])*"/
 CURLY: /[\u201c\u201d](?:\\.|[^\u201c\u201d"\\\n])*["\u201c\u201d]|"(?:\\.|[^\u201c\u201d"\\\n])*[\u201c\u201d]/
-COMMENT: /\/\/[^\n]*/
+COMMENT: /\/\/[^\r\n]*/
 SPACE: /[ \t\r\n\f\u00a0\ufeff]+/
 %ignore COMMENT
 %ignore SPACE

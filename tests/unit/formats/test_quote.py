@@ -103,10 +103,10 @@ def test_the_offsets_of_a_real_version_3_quote() -> None:
     assert bytes(Quote.parse(data)) == data
 
 
-@pytest.mark.parametrize("size", [0, 31, 33, 500])
+@pytest.mark.parametrize("size", [0, 31, 33, 500, 0xFFFF])
 def test_authentication_data_may_have_any_size(size: int) -> None:
-    data = quote_v3(authentication=distinct(size))
-    assert Quote.parse(data).signature.certification.qe_authentication_data == distinct(size)
+    for data in (quote_v3(authentication=distinct(size)), quote_v4(authentication=distinct(size))):
+        assert Quote.parse(data).signature.certification.qe_authentication_data == distinct(size)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7])

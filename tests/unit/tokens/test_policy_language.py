@@ -47,6 +47,13 @@ def test_sections_conditions_and_actions() -> None:
     assert second.action.copied == "c"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_comment_ends_with_its_line(end: str) -> None:
+    lines = ("version=1.0;", "authorizationrules{", "// nobody with a debugger", '[type=="d"] => deny();', "};")
+    (rule,) = parse_policy(end.join(lines)).authorization
+    assert rule.action.verb == "deny"
+
+
 def test_strings_keep_what_is_escaped() -> None:
     policy = parse_policy(_issue(r'=> add(type="q", value=JmesPath("{\"a\":\"\\\\b\"}", "a"));'))
     call = policy.issuance[0].action.properties["value"]
