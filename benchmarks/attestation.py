@@ -28,9 +28,9 @@ from typing import Any
 
 from benchmarks.measure import Row, cpu_seconds, show, spread
 from benchmarks.webhook import CONTEXT, Message, Outcome, Server, load
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import appraise
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import Quote
 from confcom.formats.text import encode_base64url

@@ -11,10 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from confcom.appraisal.appraise import Appraisal, appraise
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.findings import Check, Verdict
-    from confcom.appraisal.peer import VerifiedPeer, verify_certificate
     from confcom.appraisal.policy import (
         AcceptTcb,
         AllOf,
@@ -43,7 +41,15 @@ if TYPE_CHECKING:
     )
     from confcom.appraisal.policy_file import PolicyFile
     from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote
-    from confcom.appraisal.result import AttestationResult, accept_quote, judge
+    from confcom.appraisal.result import (
+        Appraisal,
+        AttestationResult,
+        VerifiedPeer,
+        accept_quote,
+        appraise,
+        judge,
+        verify_certificate,
+    )
     from confcom.collateral.bundle import load_bundle, load_policy, load_trust_roots, save_bundle
     from confcom.collateral.documents import CollateralSource
     from confcom.collateral.sources import RememberedCollateral, SourceOptions, fetch_for_quote, open_source
@@ -71,10 +77,8 @@ if TYPE_CHECKING:
     from confcom.wiring import launch_enclave, open_platform, own_quote_source
 
 _HOMES = {
-    "confcom.appraisal.appraise": "Appraisal appraise",
     "confcom.appraisal.collateral": "Collateral",
     "confcom.appraisal.findings": "Check Verdict",
-    "confcom.appraisal.peer": "VerifiedPeer verify_certificate",
     "confcom.appraisal.policy": (
         "AcceptTcb AllOf AnyOf HeldData IsvProdId MinIsvSvn MrConfigId MrEnclave MrOwner MrOwnerConfig MrSeam "
         "MrSigner MrSignerSeam MrTd NoDebug Policy ReportData Rtmr0 Rtmr1 Rtmr2 Rtmr3 TdAttributes Xfam "
@@ -82,7 +86,9 @@ _HOMES = {
     ),
     "confcom.appraisal.policy_file": "PolicyFile",
     "confcom.appraisal.quote": "QuoteVerifier VerifiedQuote verify_quote",
-    "confcom.appraisal.result": "AttestationResult accept_quote judge",
+    "confcom.appraisal.result": (
+        "Appraisal AttestationResult VerifiedPeer accept_quote appraise judge verify_certificate"
+    ),
     "confcom.collateral.bundle": "load_bundle load_policy load_trust_roots save_bundle",
     "confcom.collateral.documents": "CollateralSource",
     "confcom.collateral.sources": "RememberedCollateral SourceOptions fetch_for_quote open_source",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.policy import AllOf, MrSigner, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import appraise
 from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ExitCode, PolicyError, RevokedError

@@ -13,8 +13,8 @@ import pytest
 from cryptography import x509
 
 from attested_tls import HANG, SECRET, accepts, client, issuer, refusal, served, web_server, world
-from confcom.appraisal.peer import verify_certificate
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import verify_certificate
 from confcom.atls import ClientContext, NotAttested, ServerContext, attested_peer, https_only, serve_fresh
 from confcom.atls.issuer import utc_now
 from confcom.errors import ConfcomError

@@ -14,18 +14,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
-from confcom.appraisal.appraise import appraise
-from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.findings import Check, passed
-from confcom.appraisal.policy import Policy, checked_identity
-from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.errors import BindingError, CertificateError
 from confcom.formats import der
-from confcom.formats.arguments import checked_bytes, checked_time
 from confcom.formats.attested_certificate import (
     EVIDENCE_EXTENSIONS,
     MAX_ATTESTED_CERTIFICATE,
@@ -36,8 +30,6 @@ from confcom.formats.attested_certificate import (
 )
 from confcom.formats.quote import TeeType
 from confcom.pki.certificate import check_own_signature, parse_certificates
-from confcom.pki.chain import TrustRoots
-from confcom.pki.proof import PROOF, Proof, sealed
 
 SIGNATURE_STEP = "certificate-signature"
 VALIDITY_STEP = "certificate-validity"
@@ -53,115 +45,6 @@ _MAY_BE_CRITICAL = {*EVIDENCE_EXTENSIONS, *(der.oid(f"2.5.29.{number}") for numb
 """Evidence, key usage, alternative names, basic constraints, extended key usage."""
 MAX_ATTESTED_PEM = 2 * MAX_ATTESTED_CERTIFICATE
 """Bytes of a file with an attested certificate, with text around it."""
-
-
-@sealed
-@dataclass(frozen=True, slots=True, repr=False)
-class VerifiedPeer(Proof):
-    """The accepted holder of a certificate's key. `binding` says which hash in the report data covers the key."""
-
-    made_by: ClassVar[str] = "verify_certificate"
-
-    certificate: AttestedCertificate
-    quote: VerifiedQuote
-    binding: str
-    proof: InitVar[object] = None
-
-    def __repr__(self) -> str:
-        return f"<VerifiedPeer {self.certificate.format}, {self.binding}: {self.quote!r}>"
-
-    @property
-    def public_key(self) -> bytes:
-        """The key that the evidence vouches for: SubjectPublicKeyInfo, DER."""
-        return self.certificate.public_key
-
-
-def verify_certificate(
-    certificate: bytes,
-    policy: Policy,
-    collateral: Collateral,
-    *,
-    now: datetime,
-    verifier: QuoteVerifier | None = None,
-    nonce: bytes | None = None,
-    max_age: timedelta | None = None,
-    grace: timedelta = timedelta(),
-) -> VerifiedPeer:
-    """Verify and appraise an attested certificate (DER or PEM) of any known format; raises for everything else.
-
-    `policy` must name who is expected, an enclave, a signer or a TD: else it is a `ConfigError`. `nonce` must be the
-    one in the evidence, which only interoperable RA-TLS can carry. `max_age` bounds how long ago the certificate says
-    that it became valid; its own end says little, since generators write decades.
-
-    Raises what `accept_quote` raises; `BindingError` when the evidence is not for this key.
-    """
-    checked_identity(policy)
-    checked_time(now, "now")
-    found = read_attested_certificate(checked_bytes(certificate, "certificate"))
-    verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier
-    return verify_attested(
-        found, policy, collateral, now=now, verifier=verifier, nonce=nonce, max_age=max_age, grace=grace
-    )
-
-
-def verify_attested(
-    found: AttestedCertificate,
-    policy: Policy,
-    collateral: Collateral,
-    *,
-    now: datetime,
-    verifier: QuoteVerifier,
-    nonce: bytes | None,
-    max_age: timedelta | None,
-    grace: timedelta,
-    known: bool = False,
-) -> VerifiedPeer:
-    """`verify_certificate` of a certificate that was read, for callers that choose the collateral by its quote.
-
-    `known`: these very bytes were accepted before, so that their own signature and binding are good.
-    """
-    if known:
-        _check_validity(found, now)
-    else:
-        check_certificate(found, now)
-    verified = verifier.verify(found.quote, collateral, now=now, any_tcb=True)
-    if not known:
-        check_binding(found)
-    quote = appraise(verified, policy, grace=grace).require()
-    _check_nonce(found, nonce)
-    _check_age(found, now, max_age)
-    return VerifiedPeer(found, quote, binding_of(found), proof=PROOF)
-
-
-def verify_request(
-    request: AttestedRequest,
-    policy: Policy,
-    collateral: Collateral,
-    *,
-    now: datetime,
-    verifier: QuoteVerifier,
-    nonce: bytes,
-    purpose: bytes,
-    grace: timedelta = timedelta(),
-) -> VerifiedQuote:
-    """Verify and appraise a request for a certificate; raises as `verify_certificate` does.
-
-    The enclave must have claimed `nonce`, and `purpose` under `PURPOSE_CLAIM`: evidence for other uses does not count.
-    """
-    checked_identity(policy)
-    check_own_signature(request.parts, step=SIGNATURE_STEP)
-    verified = verifier.verify(request.quote, collateral, now=now, any_tcb=True)
-    check_binding(request)
-    _check_nonce(request, nonce)
-    found = request.ra_tls.further.get(PURPOSE_CLAIM)
-    if found != purpose:
-        raise BindingError(
-            f"the evidence was made for another purpose: the claim {PURPOSE_CLAIM!r} is wrong",
-            step=PURPOSE_STEP,
-            expected=purpose.decode(),
-            found="none" if found is None else found[:64].decode(errors="replace"),
-        )
-    return appraise(verified, policy, grace=grace).require()
 
 
 def read_attested_certificate(data: bytes) -> AttestedCertificate:
@@ -184,10 +67,11 @@ def check_certificate(certificate: AttestedCertificate, now: datetime) -> tuple[
                 found=der.oid_text(identifier),
                 advice="Let the peer make a certificate without it, or with the extension not critical.",
             )
-    return passed(SIGNATURE_STEP, "signed by its own key", "good signature"), _check_validity(certificate, now)
+    return passed(SIGNATURE_STEP, "signed by its own key", "good signature"), check_validity(certificate, now)
 
 
-def _check_validity(certificate: AttestedCertificate, now: datetime) -> Check:
+def check_validity(certificate: AttestedCertificate, now: datetime) -> Check:
+    """Step 2, the dates alone."""
     begin, end = certificate.not_before, certificate.not_after
     expected, found = f"valid at {_text(now)}", f"{_text(begin)} to {_text(end)}"
     if not begin <= now <= end:
@@ -265,7 +149,8 @@ def _pem(key: bytes) -> bytes:
     return b"-----BEGIN PUBLIC KEY-----\n" + lines + b"-----END PUBLIC KEY-----\n\0"
 
 
-def _check_nonce(certificate: AttestedCertificate | AttestedRequest, nonce: bytes | None) -> None:
+def check_nonce(certificate: AttestedCertificate | AttestedRequest, nonce: bytes | None) -> None:
+    """Step 7: the nonce, where one is asked for, is that of the evidence."""
     if nonce is None:
         return
     found = None if certificate.ra_tls is None else certificate.ra_tls.nonce
@@ -278,7 +163,8 @@ def _check_nonce(certificate: AttestedCertificate | AttestedRequest, nonce: byte
         )
 
 
-def _check_age(certificate: AttestedCertificate, now: datetime, max_age: timedelta | None) -> None:
+def check_age(certificate: AttestedCertificate, now: datetime, max_age: timedelta | None) -> None:
+    """Step 7: the age, where it is asked for."""
     if max_age is not None and now - certificate.not_before > max_age:
         raise CertificateError(
             f"the certificate is older than {max_age}",

@@ -8,55 +8,22 @@ replace itself.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from itertools import chain
 from typing import ClassVar, Protocol
 
 from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.quote import VerifiedQuote
-from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
+from confcom.appraisal.tcb import TcbEvaluation, describe_tcb, explain_tcb, tcb_advice
 from confcom.errors import ConfigError
-from confcom.formats.arguments import checked_bytes, checked_int, checked_type, checked_values
+from confcom.formats.arguments import checked_bytes, checked_int, checked_time, checked_type, checked_values
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, td_base
-
-__all__ = [
-    "AcceptAdvisories",
-    "AcceptTcb",
-    "AllOf",
-    "AnyOf",
-    "HardwareOnly",
-    "HeldData",
-    "IsvProdId",
-    "Masked",
-    "MinIsvSvn",
-    "MinTcbEvaluation",
-    "MrConfigId",
-    "MrEnclave",
-    "MrOwner",
-    "MrOwnerConfig",
-    "MrSeam",
-    "MrSigner",
-    "MrSignerSeam",
-    "MrTd",
-    "NoDebug",
-    "OneOf",
-    "Policy",
-    "ReportData",
-    "Rtmr0",
-    "Rtmr1",
-    "Rtmr2",
-    "Rtmr3",
-    "SafeTd",
-    "TdAttributes",
-    "Xfam",
-    "safe_defaults",
-    "with_safe_defaults",
-]
 
 
 class Policy(Protocol):
@@ -340,15 +307,9 @@ class ReportData:
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
         found = verified.report_data[: len(self.expected)]
-        return (
-            finding(
-                "report-data",
-                hmac.compare_digest(found, self.expected),
-                self.expected.hex(),
-                found.hex(),
-                "The evidence is for other data or an older request: ask again with a fresh nonce.",
-            ),
-        )
+        same = hmac.compare_digest(found, self.expected)
+        advice = "The evidence is for other data or an older request: ask again with a fresh nonce."
+        return (finding("report-data", same, self.expected.hex(), found.hex(), advice),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,14 +324,97 @@ class HeldData:
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
         expected, found = sha256(self.data).digest(), verified.report_data[:32]
+        same = hmac.compare_digest(found, expected)
+        advice = "The evidence does not vouch for this data; do not use it."
+        return (finding("held-data", same, f"SHA-256 {expected.hex()}", found.hex(), advice),)
+
+
+# Requirements on the platform's TCB: accepted statuses, accepted advisories with an end, the evaluation number.
+
+ACCEPTABLE = frozenset(TcbStatus) - {TcbStatus.REVOKED}
+"""Statuses that a policy may accept; Revoked never is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptTcb:
+    """Which TCB statuses are good enough; Revoked can never be named."""
+
+    statuses: frozenset[TcbStatus]
+    _names: str = field(init=False, repr=False, compare=False)
+
+    def __init__(self, statuses: Iterable[TcbStatus]) -> None:
+        try:
+            accepted = frozenset(map(TcbStatus, checked_values(statuses, "accepted TCB statuses")))
+        except ValueError as error:
+            known = ", ".join(TcbStatus)
+            raise ConfigError(f"{error}; known are {known}", advice="Name statuses of Intel's list.") from error
+        if not accepted:
+            raise ConfigError("no TCB status would be accepted", advice="Name at least one status.")
+        if not accepted <= ACCEPTABLE:
+            raise ConfigError("a revoked TCB is never acceptable", advice="Take Revoked out of the accepted statuses.")
+        object.__setattr__(self, "statuses", accepted)
+        object.__setattr__(self, "_names", " or ".join(wanted.value for wanted in TcbStatus if wanted in accepted))
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding, of TDX 1.5 another for the module that runs now; when not ok, one more for every SVN too low."""
+        tcb, status = verified.tcb, verified.tcb_status
+        checks = [self._judge("tcb-status", status in self.statuses, tcb, verified.tee)]
+        # A converged status that differs from the launch's covers the current module too.
+        if tcb.current and tcb.launch and status is tcb.launch.status:
+            ok = tcb.current.status in (*self.statuses, TcbStatus.UP_TO_DATE)
+            checks.append(self._judge("tcb-status-current", ok, tcb.current, verified.tee))
+        if all(check.ok for check in checks):
+            return tuple(checks)
+        return (*checks, *explain_tcb(verified))
+
+    def _judge(self, identifier: str, ok: bool, tcb: TcbEvaluation, tee: TeeType) -> Check:
+        return Check(identifier, ok, self._names, describe_tcb(tcb), "" if ok else tcb_advice(tcb, tee))
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptAdvisories:
+    """Of the advisories that are open on the platform, only these are accepted, each until its date (exclusive)."""
+
+    until: Mapping[str, datetime]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.until, Mapping):
+            raise TypeError(f"AcceptAdvisories: expected advisories with dates, found {type(self.until).__name__}")
+        for advisory, end in self.until.items():
+            checked_time(end, f"the date of {advisory}")
+        object.__setattr__(self, "until", dict(self.until))
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding per open advisory; none when none is open."""
+        return tuple(self._judge(advisory, verified.verified_at) for advisory in verified.tcb.advisory_ids)
+
+    def _judge(self, advisory: str, now: datetime) -> Check:
+        end = self.until.get(advisory)
+        if end is None:
+            found = f"{advisory} is open and not accepted"
+        elif now >= end:
+            found = f"{advisory} was accepted until {end:%Y-%m-%d}"
+        else:
+            found = f"{advisory} is accepted until {end:%Y-%m-%d}"
+        advice = f"Read {advisory}; mitigate it, or accept it in the policy until a date."
+        return finding("advisory", end is not None and now < end, "no advisory that is not accepted", found, advice)
+
+
+@dataclass(frozen=True, slots=True)
+class MinTcbEvaluation:
+    """The collateral has at least this TCB evaluation data number, so that no old list decides."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        checked_int(self.number, "TCB evaluation data number", 32)
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding."""
+        found, expected = verified.tcb_evaluation_data_number, f"TCB evaluation {self.number} or later"
+        advice = "Fetch newer collateral (Intel: update=early, or a number)."
         return (
-            finding(
-                "held-data",
-                hmac.compare_digest(found, expected),
-                f"SHA-256 {expected.hex()}",
-                found.hex(),
-                "The evidence does not vouch for this data; do not use it.",
-            ),
+            finding("tcb-evaluation-data-number", found >= self.number, expected, f"TCB evaluation {found}", advice),
         )
 
 
@@ -384,21 +428,12 @@ class NoDebug:
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
         body = verified.quote.body
-        debug = body.attributes.debug if isinstance(body, ReportBody) else td_base(body).debug
-        release = (
-            "Build and sign the enclave for release"
-            if isinstance(body, ReportBody)
-            else "Start the TD without its debug attribute"
-        )
-        return (
-            finding(
-                "no-debug",
-                not debug,
-                "debug off",
-                "debug on" if debug else "debug off",
-                f"{release}; in a test, accept it on purpose with --allow-debug.",
-            ),
-        )
+        if isinstance(body, ReportBody):
+            debug, release = body.attributes.debug, "Build and sign the enclave for release"
+        else:
+            debug, release = td_base(body).debug, "Start the TD without its debug attribute"
+        advice = f"{release}; in a test, accept it on purpose with --allow-debug."
+        return (finding("no-debug", not debug, "debug off", "debug on" if debug else "debug off", advice),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The attestation result: one object that says everything about one piece of evidence, for people and machines."""
+"""Judges evidence: verifies it, appraises it under a policy, and says in one result what came out and why."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from confcom.appraisal.appraise import Appraisal, appraise
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.findings import Check, Verdict
-from confcom.appraisal.peer import certificate_facts, check_binding, check_certificate
-from confcom.appraisal.policy import Policy, checked_policy
+from confcom.appraisal.findings import Check, Verdict, finding
+from confcom.appraisal.peer import (
+    PURPOSE_CLAIM,
+    PURPOSE_STEP,
+    SIGNATURE_STEP,
+    binding_of,
+    certificate_facts,
+    check_age,
+    check_binding,
+    check_certificate,
+    check_nonce,
+    check_validity,
+    read_attested_certificate,
+)
+from confcom.appraisal.policy import Policy, checked_identity, checked_policy, with_safe_defaults
 from confcom.appraisal.quote import STEPS, QuoteVerifier, VerifiedQuote
 from confcom.appraisal.tcb import TDX_MODULE_STEP, TcbEvaluation
 from confcom.errors import (
@@ -19,17 +30,126 @@ from confcom.errors import (
     CollateralError,
     CollateralInvalid,
     ConfcomError,
+    ConfigError,
     FormatError,
+    PolicyError,
+    StaleCollateralError,
+    TcbNotSupportedError,
+    TcbRevokedError,
     VerificationError,
 )
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
-from confcom.formats.attested_certificate import AttestedCertificate
+from confcom.formats.attested_certificate import AttestedCertificate, AttestedRequest
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
+from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+from confcom.pki.certificate import check_own_signature
 from confcom.pki.chain import TrustRoots
 from confcom.pki.proof import PROOF, Proof, sealed
+
+FRESHNESS = "collateral-fresh"
+_STALE_ADVICE = StaleCollateralError.default_advice
+_OWN_ADVICE = (
+    "Let the platform fetch a new PCK certificate and make a new quote, or state the time to judge at with --at."
+)
+_EARLY_ADVICE = "Check the clock of this machine, or the time given with --at; newer collateral does not help."
+
+
+@sealed
+@dataclass(frozen=True, slots=True, repr=False)
+class Appraisal(Proof):
+    """What a policy found. Stale collateral leaves the question open, whatever else was found.
+
+    An appraisal is true when the evidence is accepted, so that `if appraise(…):` does what it says. Raising there would
+    break what only asks for the outcome (`all`, `filter`, `assert`); `require` is for raising.
+    """
+
+    made_by: ClassVar[str] = "appraise"
+
+    verified: VerifiedQuote
+    findings: tuple[Check, ...]
+    verdict: Verdict
+    proof: InitVar[object] = None
+
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.ACCEPTED
+
+    def __repr__(self) -> str:
+        wrong = ", ".join(dict.fromkeys(check.id for check in self.findings if not check.ok))
+        return f"<Appraisal {self.verdict}{': ' if wrong else ''}{wrong}>"
+
+    def error(self) -> ConfcomError | None:
+        """Why the evidence is not accepted; None when it is."""
+        if self.verdict is Verdict.ACCEPTED:
+            return None
+        wrong = [check for check in self.findings if not check.ok]
+        if self.verdict is Verdict.UNDECIDED:
+            stale = [check for check in wrong if check.id == FRESHNESS]
+            found = "; ".join(item.found for item in stale)
+            return StaleCollateralError(f"not valid at the time of judgement: {found}", step=FRESHNESS)
+        message = "; ".join(f"{item.id}: expected {item.expected}, found {item.found}" for item in wrong)
+        advice = " ".join(dict.fromkeys(item.advice for item in wrong))
+        return tcb_error(self.verified.tcb_status)(f"authentic, but not acceptable: {message}", advice=advice)
+
+    def require(self) -> VerifiedQuote:
+        """The verified quote, or the error that says why it is not accepted."""
+        if error := self.error():
+            raise error
+        return self.verified
+
+
+def tcb_error(status: TcbStatus | None) -> type[PolicyError]:
+    """The class of the refusal of a quote with this TCB status."""
+    if status is None:
+        return TcbNotSupportedError
+    return TcbRevokedError if status is TcbStatus.REVOKED else PolicyError
+
+
+def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = timedelta()) -> Appraisal:
+    """Apply a policy and the safe defaults that it does not replace (`with_safe_defaults`); collect every finding.
+
+    `grace` is how long after its end collateral is still accepted; what is not valid yet never is.
+    """
+    checked_type(verified, VerifiedQuote, "verified")
+    if checked_type(grace, timedelta, "grace") < timedelta():
+        raise ConfigError(f"grace: {grace} is negative")
+    fresh = _freshness(verified, grace)
+    findings = (*with_safe_defaults(checked_policy(policy)).check(verified), *fresh)
+    if not all(check.ok for check in fresh):
+        verdict = Verdict.UNDECIDED
+    elif all(check.ok for check in findings):
+        verdict = Verdict.ACCEPTED
+    else:
+        verdict = Verdict.REFUSED
+    return Appraisal(verified, findings, verdict, proof=PROOF)
+
+
+def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
+    """One finding for each cause: collateral that expired, certificates of the quote that did, a clock that is slow."""
+    if not verified.stale:
+        return (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
+    now, source = verified.verified_at, verified.source
+    early = [window for window in verified.stale if now < window.not_before]
+    expired = [window for window in verified.stale if window not in early]
+    theirs = [window for window in expired if window in verified.collateral.windows]
+    own = [window for window in expired if window not in theirs]
+    expected = f"valid at {timestamp(now)}"
+    found: list[Check] = []
+    for windows, where, advice in ((theirs, f"from {source}", _STALE_ADVICE), (own, "in the quote", _OWN_ADVICE)):
+        if windows:
+            forgiven = all(window.not_after is not None and now <= window.not_after + grace for window in windows)
+            ends = ", ".join(f"{window.what} at {timestamp(window.not_after)}" for window in windows)
+            within = f", within the grace of {grace.days} days" if forgiven else ""
+            found.append(finding(FRESHNESS, forgiven, expected, f"expired: {ends}, {where}{within}", advice))
+    if early:
+        starts = ", ".join(f"{window.what} from {timestamp(window.not_before)}" for window in early)
+        found.append(finding(FRESHNESS, False, expected, f"not valid yet: {starts}", _EARLY_ADVICE))
+    return tuple(found)
+
+
+# The result for evidence in any form.
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
 NOT_AUTHENTIC = FormatError, VerificationError, CollateralInvalid
@@ -303,3 +423,115 @@ def _tdx_identity(body: TdReportBody) -> dict[str, Any]:
     if not isinstance(body, TdReportBody10):
         measurements |= {"tee_tcb_svn2": body.tee_tcb_svn2.hex(), "mr_service_td": body.mr_service_td.hex()}
     return measurements
+
+
+# Peers with attested certificates.
+
+
+@sealed
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifiedPeer(Proof):
+    """The accepted holder of a certificate's key. `binding` says which hash in the report data covers the key."""
+
+    made_by: ClassVar[str] = "verify_certificate"
+
+    certificate: AttestedCertificate
+    quote: VerifiedQuote
+    binding: str
+    proof: InitVar[object] = None
+
+    def __repr__(self) -> str:
+        return f"<VerifiedPeer {self.certificate.format}, {self.binding}: {self.quote!r}>"
+
+    @property
+    def public_key(self) -> bytes:
+        """The key that the evidence vouches for: SubjectPublicKeyInfo, DER."""
+        return self.certificate.public_key
+
+
+def verify_certificate(
+    certificate: bytes,
+    policy: Policy,
+    collateral: Collateral,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier | None = None,
+    nonce: bytes | None = None,
+    max_age: timedelta | None = None,
+    grace: timedelta = timedelta(),
+) -> VerifiedPeer:
+    """Verify and appraise an attested certificate (DER or PEM) of any known format; raises for everything else.
+
+    `policy` must name who is expected, an enclave, a signer or a TD: else it is a `ConfigError`. `nonce` must be the
+    one in the evidence, which only interoperable RA-TLS can carry. `max_age` bounds how long ago the certificate says
+    that it became valid; its own end says little, since generators write decades.
+
+    Raises what `accept_quote` raises; `BindingError` when the evidence is not for this key.
+    """
+    checked_identity(policy)
+    checked_time(now, "now")
+    found = read_attested_certificate(checked_bytes(certificate, "certificate"))
+    verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier
+    return verify_attested(
+        found, policy, collateral, now=now, verifier=verifier, nonce=nonce, max_age=max_age, grace=grace
+    )
+
+
+def verify_attested(
+    found: AttestedCertificate,
+    policy: Policy,
+    collateral: Collateral,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier,
+    nonce: bytes | None,
+    max_age: timedelta | None,
+    grace: timedelta,
+    known: bool = False,
+) -> VerifiedPeer:
+    """`verify_certificate` of a certificate that was read, for callers that choose the collateral by its quote.
+
+    `known`: these very bytes were accepted before, so that their own signature and binding are good.
+    """
+    if known:
+        check_validity(found, now)
+    else:
+        check_certificate(found, now)
+    verified = verifier.verify(found.quote, collateral, now=now, any_tcb=True)
+    if not known:
+        check_binding(found)
+    quote = appraise(verified, policy, grace=grace).require()
+    check_nonce(found, nonce)
+    check_age(found, now, max_age)
+    return VerifiedPeer(found, quote, binding_of(found), proof=PROOF)
+
+
+def verify_request(
+    request: AttestedRequest,
+    policy: Policy,
+    collateral: Collateral,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier,
+    nonce: bytes,
+    purpose: bytes,
+    grace: timedelta = timedelta(),
+) -> VerifiedQuote:
+    """Verify and appraise a request for a certificate; raises as `verify_certificate` does.
+
+    The enclave must have claimed `nonce`, and `purpose` under `PURPOSE_CLAIM`: evidence for other uses does not count.
+    """
+    checked_identity(policy)
+    check_own_signature(request.parts, step=SIGNATURE_STEP)
+    verified = verifier.verify(request.quote, collateral, now=now, any_tcb=True)
+    check_binding(request)
+    check_nonce(request, nonce)
+    found = request.ra_tls.further.get(PURPOSE_CLAIM)
+    if found != purpose:
+        raise BindingError(
+            f"the evidence was made for another purpose: the claim {PURPOSE_CLAIM!r} is wrong",
+            step=PURPOSE_STEP,
+            expected=purpose.decode(),
+            found="none" if found is None else found[:64].decode(errors="replace"),
+        )
+    return appraise(verified, policy, grace=grace).require()

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from operator import ge
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from confcom.appraisal.findings import Check, finding
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.quote import TeeType
@@ -28,7 +31,10 @@ from confcom.formats.tcb_info import (
     TcbStatus,
     TdxModuleIdentity,
 )
-from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15
+from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15, td_base
+
+if TYPE_CHECKING:
+    from confcom.appraisal.quote import VerifiedQuote
 
 
 class TcbEvaluation(msgspec.Struct, frozen=True):
@@ -269,6 +275,61 @@ def _components(
         name = f"{tee} component {index + 1}" + (f" ({words})" if words else "")
         advice = _CATEGORY_ADVICE.get(detail.category or "", _DEFAULT_ADVICE)
         yield Shortfall(name, svns[index], needed[index], level.tcb_status, level.tcb_date, advice)
+
+
+def _tee_tcb_svns(verified: VerifiedQuote) -> tuple[bytes | None, ...]:
+    """Of a TD: at launch and, for TDX 1.5, now."""
+    body = verified.quote.body
+    if isinstance(body, ReportBody):
+        return (None,)
+    launch = td_base(body).tee_tcb_svn
+    return (launch,) if isinstance(body, TdReportBody10) else (launch, body.tee_tcb_svn2)
+
+
+def describe_tcb(tcb: TcbEvaluation) -> str:
+    """Status, date and advisories of an evaluation, in words."""
+    if tcb.status is None:
+        return f"no TCB level of Intel's list is as low as this {tcb.missing}"
+    found = f"{tcb.status.value}, level of {tcb.tcb_date and tcb.tcb_date.date()}"
+    return f"{found}, advisories {', '.join(tcb.advisory_ids)}" if tcb.advisory_ids else found
+
+
+def explain_tcb(verified: VerifiedQuote) -> Iterator[Check]:
+    """Findings of what is too low: SVNs, those at launch and now once; the QE and the TDX modules."""
+    info = verified.collateral.tcb_info
+    too_low = (shortfalls(verified.pck.tcb, svns, info) for svns in _tee_tcb_svns(verified))
+    for item in dict.fromkeys(chain.from_iterable(too_low)):
+        expected = f"{item.name} at least {item.needed}, for {item.level_status.value} of {item.level_date:%Y-%m-%d}"
+        yield finding("tcb-component", False, expected, f"{item.found}", item.sentence())
+    tcb, qe_report = verified.tcb, verified.quote.signature.certification.qe_report
+    if tcb.qe is None or tcb.qe.tcb_status is not TcbStatus.UP_TO_DATE:
+        best = verified.collateral.qe_identity.tcb_levels[0].isv_svn
+        where = ": on a node, the quote helper; in-proc, the application's image" if verified.tee is TeeType.SGX else ""
+        advice = f"Update the quoting enclave{where}."
+        yield finding("qe-isv-svn", False, f"quoting enclave's ISVSVN {best}", str(qe_report.isv_svn), advice)
+    for what, evaluation in (("TDX module", tcb), ("TDX module that runs now", tcb.current)):
+        level = evaluation.tdx_module if evaluation else None
+        if level is not None and level.tcb_status is not TcbStatus.UP_TO_DATE:
+            found = f"level {level.isv_svn}, {level.tcb_status.value}"
+            yield finding("tdx-module", False, f"a {what} that is up to date", found, "Update the TDX module.")
+
+
+def tcb_advice(tcb: TcbEvaluation, tee: TeeType) -> str:
+    """What to do about a status that a policy does not accept."""
+    if tcb.status is TcbStatus.REVOKED:
+        return "Intel revoked this TCB level: the platform must not be trusted until it has been updated."
+    if tcb.status is None:
+        return f"Update {tcb.behind}; nothing accepts this."
+    if "OutOfDate" in tcb.status:
+        return f"Update {tcb.behind}; until then, accept the status on purpose with --accept-tcb."
+    if "Relaunch" in tcb.status:
+        return "Start the TD again: the TDX module was updated under it."
+    who = "the enclave" if tee is TeeType.SGX else "the TD"
+    check, source = ("named advisories", "they say") if tcb.advisory_ids else ("platform", "Intel says of this status")
+    return (
+        f"Check the {check}: {who} must be hardened or the platform configured as {source}; "
+        "then accept the status on purpose with --accept-tcb."
+    )
 
 
 # The enclave that vouches for the attestation key, and the TDX module: fields of their reports.

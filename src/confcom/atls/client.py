@@ -31,9 +31,10 @@ from urllib.request import (
 )
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.peer import VerifiedPeer, read_attested_certificate, verify_attested
+from confcom.appraisal.peer import read_attested_certificate
 from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import VerifiedPeer, verify_attested
 from confcom.atls.issuer import IssuedCertificate, Issuer, utc_now
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate

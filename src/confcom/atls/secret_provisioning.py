@@ -23,9 +23,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.peer import VerifiedPeer, check_binding, read_attested_certificate, verify_attested
+from confcom.appraisal.peer import check_binding, read_attested_certificate
 from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import VerifiedPeer, verify_attested
 from confcom.atls.issuer import utc_now
 from confcom.atls.server import DEADLINE, serve_each
 from confcom.errors import ConfcomError, ConfigError, FormatError

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.peer import verify_certificate
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
+from confcom.appraisal.result import verify_certificate
 from confcom.errors import FormatError, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeReportType

@@ -19,15 +19,9 @@ from attested_certificates import DAY, DICE, NOW, Certificate, bstr, claims, dic
 from confcom import AllOf, AnyOf, IsvProdId, MinIsvSvn, MrEnclave, MrSigner, NoDebug, QuoteVerifier, safe_defaults
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.inspection.explain import inspect
-from confcom.appraisal.peer import (
-    VerifiedPeer,
-    check_binding,
-    check_certificate,
-    read_attested_certificate,
-    verify_certificate,
-)
+from confcom.appraisal.peer import check_binding, check_certificate, read_attested_certificate
 from confcom.appraisal.policy import HeldData, MrTd, Policy, ReportData
-from confcom.appraisal.result import judge, read_evidence
+from confcom.appraisal.result import VerifiedPeer, judge, read_evidence, verify_certificate
 from confcom.errors import (
     BindingError,
     CertificateError,

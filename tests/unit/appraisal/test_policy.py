@@ -7,7 +7,6 @@ from hashlib import sha256
 
 import pytest
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import (
     AcceptAdvisories,
@@ -37,6 +36,7 @@ from confcom.appraisal.policy import (
     safe_defaults,
 )
 from confcom.appraisal.policy_file import parse_policy
+from confcom.appraisal.result import appraise
 from confcom.errors import ConfigError, PolicyError, StaleCollateralError, TcbNotSupportedError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.simulator.declaration import measure

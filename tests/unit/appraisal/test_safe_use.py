@@ -11,12 +11,11 @@ from datetime import datetime, timedelta
 import pytest
 
 from confcom import errors
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.policy import MrSigner, safe_defaults
 from confcom.appraisal.quote import VerifiedQuote
-from confcom.appraisal.result import accept_quote, judge
+from confcom.appraisal.result import accept_quote, appraise, judge
 from confcom.errors import (
     ConfcomError,
     ConfigError,

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation, safe_defaults
 from confcom.appraisal.policy_file import parse_policy
+from confcom.appraisal.result import appraise
 from confcom.errors import ConfigError, TcbNotSupportedError
 from confcom.formats.tcb_info import TcbStatus
 

@@ -14,7 +14,6 @@ import msgspec
 from cryptography import x509
 from msgspec.structs import replace
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.findings import Check
 from confcom.appraisal.policy import Policy
@@ -22,6 +21,7 @@ from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_similar
 from confcom.appraisal.result import (
     NOT_AUTHENTIC,
     AttestationResult,
+    appraise,
     check_custom_claims,
     failed,
     judge,

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.peer import verify_request
 from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import identity
+from confcom.appraisal.result import identity, verify_request
 from confcom.errors import CollateralError, ConfcomError, FormatError
 from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
