@@ -31,9 +31,9 @@ from benchmarks.webhook import CONTEXT, Message, Outcome, Server, load
 from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import appraise
+from confcom.formats.arguments import encode_base64url
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import Quote
-from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_service import AttestationServiceConfig, serve

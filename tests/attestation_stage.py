@@ -19,7 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.declaration import EnclaveDeclaration

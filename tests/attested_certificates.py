@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from confcom.formats import der
-from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
+from confcom.formats.evidence import FORMAT_SGX_ECDSA, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld

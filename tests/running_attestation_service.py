@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.arguments import decode_base64, encode_base64url
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.attestation_service import AttestationServiceConfig, serve
 from confcom.simulator.declaration import EnclaveDeclaration

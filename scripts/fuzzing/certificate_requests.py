@@ -24,8 +24,8 @@ from confcom.appraisal.peer import PURPOSE_CLAIM
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.errors import ConfcomError
 from confcom.formats import der
+from confcom.formats.arguments import decode_base64
 from confcom.formats.attested_certificate import AttestedRequest, RaTlsEvidence, write_claims, write_ra_tls
-from confcom.formats.text import decode_base64
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import signing_request
 from confcom.protocols.certificate_requests import SERVER_AUTH, SIGNER, SigningRequest, name_for

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import to_json
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
-from confcom.formats.open_enclave import (
+from confcom.formats.evidence import (
     FORMAT_SGX_ECDSA,
     OeCustomClaims,
     OeEvidence,

@@ -32,8 +32,7 @@ from confcom.errors import ConfcomError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.codec import Record
-from confcom.formats.evidence import EvidenceFile
-from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeReport
+from confcom.formats.evidence import EvidenceFile, OeCustomClaims, OeEvidence, OeReport
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import CertificationData, QeReportCertification, Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo

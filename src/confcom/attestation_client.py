@@ -18,9 +18,8 @@ import httpx2
 import msgspec
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
-from confcom.formats.arguments import on_this_machine, parse_http_url
+from confcom.formats.arguments import encode_base64url, on_this_machine, parse_http_url
 from confcom.formats.evidence import EvidenceFile
-from confcom.formats.text import encode_base64url
 from confcom.http_client import verifying_context, within
 from confcom.tokens import login
 from confcom.tokens.azure import AttestationType, type_of

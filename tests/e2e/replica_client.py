@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.arguments import decode_base64, encode_base64url
 
 CLIENTS = 2
 """Of each kind."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.evidence import OeReportHeader, OeReportType
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.attestation.signing_keys import make_key
 from running_attestation_service import NOW, TOKEN, enclave_quote, make_world, running_attestation

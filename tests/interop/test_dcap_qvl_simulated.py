@@ -19,8 +19,8 @@ from cryptography import x509
 from confcom.appraisal.policy import AcceptTcb
 from confcom.appraisal.quote import verify_quote
 from confcom.errors import CollateralInvalid, MismatchError
+from confcom.formats.sgx import TdReportBody15, TdReportBody15Ex
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import TdReportBody15, TdReportBody15Ex
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel
 from confcom.simulator.enclaves import td_report, td_report_1_5

@@ -14,8 +14,14 @@ from confcom.errors import FormatError
 from confcom.formats import open_enclave
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.codec import U8, U16, U32, U64, Record, nested
-from confcom.formats.evidence import EvidenceFile
-from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
+from confcom.formats.evidence import (
+    EvidenceFile,
+    OeCustomClaims,
+    OeEvidence,
+    OeEvidenceHeader,
+    OeReport,
+    OeReportHeader,
+)
 from confcom.formats.quote import (
     INTEL_QE_VENDOR_ID,
     CertificationData,
@@ -29,8 +35,15 @@ from confcom.formats.quote import (
     QuoteSignature,
     TeeType,
 )
-from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
-from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
+from confcom.formats.sgx import (
+    QeReportInfo,
+    Report,
+    ReportBody,
+    TargetInfo,
+    TdReportBody10,
+    TdReportBody15,
+    TdReportBody15Ex,
+)
 
 BITS = {U8: 8, U16: 16, U32: 32, U64: 64}
 

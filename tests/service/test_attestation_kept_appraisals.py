@@ -20,10 +20,10 @@ from confcom.appraisal.policy import AcceptAdvisories, AllOf, Policy, ReportData
 from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfcomError
-from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeReportType
+from confcom.formats.arguments import decode_base64, encode_base64url, members_once
+from confcom.formats.evidence import REPORT_VERSION, OeReportHeader, OeReportType
 from confcom.formats.quote import HEADER_SIZE, Quote
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.text import decode_base64, encode_base64url, members_once
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.services.attestation.appraiser import MAX_KNOWN, Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore

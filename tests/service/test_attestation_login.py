@@ -12,8 +12,8 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from confcom.attestation_client import AttestationClient, AttestationRefused
+from confcom.formats.arguments import encode_base64url
 from confcom.formats.quote import Quote
-from confcom.formats.text import encode_base64url
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens import login
 from confcom.tokens.policy_jws import wrap

@@ -25,7 +25,7 @@ from starlette.routing import Mount, Route
 
 from confcom.collateral.sources import SourceOptions
 from confcom.errors import ConfigError, DatabaseUnavailable
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
 from confcom.services.attestation.appraiser import Appraiser

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from structlog.testing import capture_logs
 
 import attested_certificates as certificates
-from confcom.formats.open_enclave import OeReportHeader, OeReportType
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
+from confcom.formats.evidence import OeReportHeader, OeReportType
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld

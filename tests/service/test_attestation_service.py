@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certificate_api import CertificateApi
 from confcom.cli.root import run
 from confcom.errors import ConfigError
-from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.arguments import encode_base64url
+from confcom.formats.evidence import OeReportHeader, OeReportType
 from confcom.formats.sgx import ReportBody
-from confcom.formats.text import encode_base64url
 from confcom.pki.chain import TrustRoots, simulated_world
 from confcom.services.attestation.appraiser import NONCE_BOUND
 from confcom.services.attestation.attestation_store import AttestationStore

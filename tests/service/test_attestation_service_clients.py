@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.evidence import OeReportHeader, OeReportType
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.world import SimulatedWorld

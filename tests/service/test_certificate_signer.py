@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from certificate_requests_api import CertificateRequestsApi
 from confcom.cluster.certificate_requests import CertificateRequests
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.formats.text import decode_base64
+from confcom.formats.arguments import decode_base64
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import PodCertificate, make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, name_for, nonce_of

@@ -21,9 +21,8 @@ from confcom.appraisal.tcb import TcbEvaluation, describe_tcb, explain_tcb, tcb_
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_bytes, checked_int, checked_time, checked_type, checked_values
 from confcom.formats.quote import TeeType
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, TdAttributeFlags, TdReportBody10, td_base
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, td_base
 
 
 class Policy(Protocol):

@@ -39,11 +39,10 @@ from confcom.appraisal.policy import (
     safe_defaults,
 )
 from confcom.errors import ConfigError
-from confcom.formats.arguments import checked_bytes, explain_settings
+from confcom.formats.arguments import checked_bytes, explain_settings, members_once, without_bom
 from confcom.formats.quote import TeeType
 from confcom.formats.signed_json import prepare
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.text import members_once, without_bom
 
 MAX_POLICY = 64 * 1024
 """Bytes."""

@@ -71,9 +71,8 @@ from confcom.formats.quote import (
     Quote,
     TeeType,
 )
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, TdReportBody10, TdReportBody15, td_base
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
-from confcom.formats.tdx import TdReportBody10, TdReportBody15, td_base
 from confcom.pki.certificate import load_chain
 from confcom.pki.chain import TrustRoot, TrustRoots, VerifiedChain, Window, verify_chain
 from confcom.pki.proof import PROOF, Known, Memory, Proof, load_public_key, sealed, verify_ecdsa

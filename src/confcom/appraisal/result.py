@@ -42,9 +42,8 @@ from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.attested_certificate import AttestedCertificate, AttestedRequest
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import TeeType
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, TdReportBody, TdReportBody10, td_base
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
 from confcom.pki.certificate import check_own_signature
 from confcom.pki.chain import TrustRoots
 from confcom.pki.proof import PROOF, Proof, sealed

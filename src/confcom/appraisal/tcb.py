@@ -20,7 +20,7 @@ from confcom.appraisal.findings import Check, finding
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.quote import TeeType
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, TdReportBody, TdReportBody10, TdReportBody15, td_base
 from confcom.formats.tcb_info import (
     EnclaveIdentity,
     EnclaveIdentityId,
@@ -31,7 +31,6 @@ from confcom.formats.tcb_info import (
     TcbStatus,
     TdxModuleIdentity,
 )
-from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15, td_base
 
 if TYPE_CHECKING:
     from confcom.appraisal.quote import VerifiedQuote

@@ -24,7 +24,7 @@ _IMAGE = re.compile(r"\s{0,200}(?:-\s{1,20})?image:\s{0,20}([^\s:]{1,200}):\s{1,
 
 def read_manifests(path: Path) -> list[Mapping[str, Any]]:
     """The documents of a YAML or JSON file, `-` for standard input; `FormatError` says where it is wrong."""
-    from confcom.formats.text import without_bom
+    from confcom.formats.arguments import without_bom
     from confcom.formats.yaml_text import read_yaml
 
     text = without_bom(read_input(path, MAX_MANIFEST, "manifest")).decode("utf-8", "replace")

@@ -15,7 +15,7 @@ import msgspec
 from confcom.cli.options import FILE, STREAM, json_option, output_options
 from confcom.cli.streams import naming, print_json, printable, read_input, write_file, write_output
 from confcom.errors import ConfcomError, ConfigError, FormatError
-from confcom.formats.text import without_bom
+from confcom.formats.arguments import without_bom
 
 if TYPE_CHECKING:
     from confcom.appraisal.enclave_file import SignedEnclave

@@ -220,7 +220,7 @@ def naming(place: str) -> Iterator[None]:
 
 def trust_roots(names: Iterable[str]) -> TrustRoots:
     """The roots of `--trust-root`: files in PEM, the word `intel`, or Intel's root where none is named."""
-    from confcom.formats.text import without_bom
+    from confcom.formats.arguments import without_bom
     from confcom.pki.chain import TrustRoot, TrustRoots
 
     roots: list[TrustRoot] = []

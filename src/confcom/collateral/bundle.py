@@ -18,9 +18,9 @@ import msgspec
 
 from confcom.appraisal.collateral import Collateral, CollateralJson
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import without_bom
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
-from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded
 from confcom.pki.certificate import MAX_CRL, MAX_PEM, Crl, parse_certificates
 from confcom.pki.chain import TrustRoot, TrustRoots

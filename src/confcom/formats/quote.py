@@ -23,8 +23,7 @@ import msgspec
 from confcom.errors import FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.codec import U16, U32, Cursor, Record, raw
-from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15, TdReportBody15Ex
+from confcom.formats.sgx import ReportBody, TdReportBody, TdReportBody10, TdReportBody15, TdReportBody15Ex
 
 
 class TeeType(IntEnum):

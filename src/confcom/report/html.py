@@ -24,9 +24,8 @@ from confcom.appraisal.findings import Check
 from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.result import AttestationResult, identity
 from confcom.appraisal.tcb import TcbEvaluation
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, TdReportBody10, td_base
 from confcom.formats.tcb_info import IsvSvnLevel, TcbComponent, TcbLevel
-from confcom.formats.tdx import TdReportBody10, td_base
 from confcom.pki.chain import Window
 from confcom.report.summary import Summary
 

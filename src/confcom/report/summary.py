@@ -13,8 +13,7 @@ from confcom.appraisal.tcb import TcbEvaluation
 from confcom.errors import FormatError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.quote import TeeType
-from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import td_base
+from confcom.formats.sgx import ReportBody, td_base
 
 _MEANINGS: dict[Verdict, str] = {
     Verdict.ACCEPTED: "the evidence is authentic, and everything that was asked of it holds",

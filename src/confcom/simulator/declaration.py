@@ -23,9 +23,8 @@ import msgspec
 
 from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.arguments import explain_settings
+from confcom.formats.arguments import explain_settings, without_bom
 from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody, is_sigstruct
-from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded
 
 MAX_DECLARATION = 64 * 1024

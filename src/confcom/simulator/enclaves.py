@@ -26,8 +26,18 @@ from confcom.formats.quote import (
     QuoteSignature,
     TeeType,
 )
-from confcom.formats.sgx import BODY, AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
-from confcom.formats.tdx import TdAttributeFlags, TdReportBody, TdReportBody10, TdReportBody15
+from confcom.formats.sgx import (
+    BODY,
+    AttributeFlags,
+    Attributes,
+    QeReportInfo,
+    Report,
+    TargetInfo,
+    TdAttributeFlags,
+    TdReportBody,
+    TdReportBody10,
+    TdReportBody15,
+)
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure
 from confcom.simulator.keys import aes_cmac, derive_p256_key, raw_public_key, sign_raw
 from confcom.simulator.machine import SimulatedEnclave, SimulatedMachine

@@ -22,8 +22,8 @@ from typing import Annotated, Self
 import msgspec
 
 from confcom.errors import ConfigError, FormatError, NativeError, ReportRejected
+from confcom.formats.arguments import without_bom
 from confcom.formats.sgx import BODY, KEY_ID, MAC, AttributeFlags, Report, ReportBody, TargetInfo
-from confcom.formats.text import without_bom
 from confcom.input_file import read_bounded, was_opened
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.keys import aes_cmac, check_seed, derive_bytes

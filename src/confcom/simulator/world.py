@@ -18,8 +18,7 @@ from confcom.collateral.bundle import save_bundle
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, missing_document, take_apart
 from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError, KeyNotInitialized, UnsupportedKeyId
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
-from confcom.formats.sgx import QeReportInfo, Report
-from confcom.formats.tdx import TdReportBody
+from confcom.formats.sgx import QeReportInfo, Report, TdReportBody
 from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update

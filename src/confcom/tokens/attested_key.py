@@ -22,7 +22,7 @@ from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.appraisal.result import verify_certificate
 from confcom.errors import FormatError, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeReportType
+from confcom.formats.evidence import REPORT_VERSION, OeReportHeader, OeReportType
 from confcom.formats.quote import Quote
 
 OPEN_ENCLAVE_REPORT = x509.ObjectIdentifier("1.3.6.1.4.1.311.105.1")

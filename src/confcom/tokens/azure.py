@@ -20,11 +20,10 @@ from cryptography import x509
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import VerifiedQuote
 from confcom.errors import ConfcomError
+from confcom.formats.arguments import check_members_once, decode_base64, encode_base64url
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, TeeType
-from confcom.formats.sgx import AttributeFlags, ReportBody
-from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
-from confcom.formats.text import check_members_once, decode_base64, encode_base64url
+from confcom.formats.sgx import AttributeFlags, ReportBody, TdAttributeFlags, TdReportBody, td_base
 
 MAX_NONCE = 1024
 """Characters."""

@@ -10,9 +10,8 @@ import msgspec
 
 from confcom.appraisal.quote import VerifiedQuote
 from confcom.formats.quote import TeeType
-from confcom.formats.sgx import ReportBody
+from confcom.formats.sgx import ReportBody, td_base
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import td_base
 
 PROFILE = "tag:github.com,2023:veraison/ear"
 MEDIA_TYPE = "application/eat+jwt"

@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.text import check_members_once, decode_base64, encode_base64url
+from confcom.formats.arguments import check_members_once, decode_base64, encode_base64url
 from confcom.pki.der import UNREADABLE, der_reason
 
 MAX_TOKEN = 256 << 10

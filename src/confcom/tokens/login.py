@@ -15,8 +15,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from confcom.appraisal.quote import VerifiedQuote
-from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import td_base
+from confcom.formats.sgx import ReportBody, td_base
 from confcom.tokens.azure import AttestRequest, AzureError
 
 LIFE = 300

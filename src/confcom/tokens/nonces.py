@@ -7,7 +7,7 @@ import hmac
 from datetime import datetime, timedelta
 from typing import Literal
 
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.arguments import decode_base64, encode_base64url
 from confcom.tokens.azure import AzureError
 
 LIFE = timedelta(minutes=5)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
-from confcom.formats.text import decode_base64, encode_base64url, without_bom
+from confcom.formats.arguments import decode_base64, encode_base64url, without_bom
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.tokens.azure import AzureError, SentPolicy
 from confcom.tokens.jws import ReadJws, unsecured

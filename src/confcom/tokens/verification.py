@@ -20,9 +20,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import FormatError, PolicyError, VerificationError
-from confcom.formats.arguments import checked_bytes, checked_time, checked_type, checked_values
+from confcom.formats.arguments import check_members_once, checked_bytes, checked_time, checked_type, checked_values
 from confcom.formats.sgx import AttributeFlags
-from confcom.formats.text import check_members_once
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.tokens.jws import ReadJws

@@ -14,7 +14,7 @@ from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import STEPS
 from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge, read_evidence
 from confcom.errors import FormatError
-from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeCustomClaims
+from confcom.formats.evidence import FORMAT_SGX_ECDSA, OeCustomClaims
 
 KEYS = [
     "verdict",

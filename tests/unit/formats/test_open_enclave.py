@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.open_enclave import (
+from confcom.formats.evidence import (
     FORMAT_LEGACY_REPORT_REMOTE,
     FORMAT_LOCAL_ATTESTATION,
     FORMAT_RAW_SGX_QUOTE_ECDSA,

@@ -6,7 +6,7 @@ import pytest
 
 from confcom.errors import FormatError
 from confcom.formats.codec import Record
-from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, TdReportBody15, TdReportBody15Ex, td_base
+from confcom.formats.sgx import TdAttributeFlags, TdReportBody10, TdReportBody15, TdReportBody15Ex, td_base
 from record_layout import check_complete, check_field, distinct
 
 TD_10 = [

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from confcom.formats.text import decode_base64
+from confcom.formats.arguments import decode_base64
 from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)

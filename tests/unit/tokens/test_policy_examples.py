@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
 from confcom.tokens.policy_evaluation import SERVICE, Claim, Value, configuration, evaluate_policy
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError, lint_policy, parse_policy, repaired

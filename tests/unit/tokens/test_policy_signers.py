@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from confcom.errors import FormatError
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import SigningKey, unsecured
 from confcom.tokens.policy_jws import MAX_CHAIN, check_signer_chain, read_policy, wrap

@@ -22,7 +22,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import ConfcomError, FormatError
-from confcom.formats.text import encode_base64url
+from confcom.formats.arguments import encode_base64url
 from confcom.services.attestation.signing_keys import make_key
 from confcom.tokens.jws import MAX_TOKEN, SigningKey, token_in, unsecured
 from confcom.tokens.verification import KeySet, TokenError, TokenPolicy, TokenRefused, VerifiedToken, verify_token

@@ -18,6 +18,7 @@ from confcom.appraisal.collateral import CollateralJson
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.appraisal.inspection.pki import certificates_of_pem, chain_item, crl_items
 from confcom.errors import FormatError
+from confcom.formats.arguments import decode_base64, members_once
 from confcom.formats.sgx import Attributes
 from confcom.formats.tcb_info import (
     EnclaveIdentity,
@@ -29,7 +30,6 @@ from confcom.formats.tcb_info import (
     TcbLevel,
     TcbStatus,
 )
-from confcom.formats.text import decode_base64, members_once
 
 _STATUSES = {
     TcbStatus.UP_TO_DATE: "nothing is left to do",

@@ -19,15 +19,23 @@ from confcom.appraisal.enclave_file import read_signed_enclave
 from confcom.appraisal.inspection import documents, pki, quotes
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import without_bom
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.codec import Record
-from confcom.formats.evidence import MAX_EVIDENCE, decode_text
-from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
+from confcom.formats.evidence import EVIDENCE_VERSION, MAX_EVIDENCE, REPORT_VERSION, OeEvidence, OeReport, decode_text
 from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote, is_epid
-from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo, find_sigstructs, is_sigstruct
+from confcom.formats.sgx import (
+    QeReportInfo,
+    Report,
+    ReportBody,
+    TargetInfo,
+    TdReportBody10,
+    TdReportBody15,
+    TdReportBody15Ex,
+    find_sigstructs,
+    is_sigstruct,
+)
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
-from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
-from confcom.formats.text import without_bom
 
 MAX_INSPECTED = 17 << 20
 """Bytes of an input: a revocation list at its limit, in hexadecimal."""

@@ -40,7 +40,7 @@ from confcom.formats.attested_certificate import (
     unwrapped,
 )
 from confcom.formats.der import CertificateParts
-from confcom.formats.open_enclave import (
+from confcom.formats.evidence import (
     FORMAT_LOCAL_ATTESTATION,
     FORMAT_NAMES,
     REPORT_VERSION,
@@ -50,8 +50,7 @@ from confcom.formats.open_enclave import (
     OeReportType,
 )
 from confcom.formats.quote import HEADER_SIZE, CertificationData, CertificationDataType, Quote
-from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo
-from confcom.formats.tdx import TdAttributeFlags, TdReportBody
+from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo, TdAttributeFlags, TdReportBody
 from confcom.pki.der import UNREADABLE, name_text
 
 _XFRM_NAMES = {0: "x87", 1: "SSE", 2: "AVX", 3: "MPX", 5: "AVX-512", 9: "PKRU", 11: "CET", 17: "AMX"}

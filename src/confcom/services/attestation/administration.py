@@ -11,7 +11,7 @@ import msgspec
 from cryptography import x509
 
 from confcom.errors import FormatError
-from confcom.formats.text import check_members_once, encode_base64url
+from confcom.formats.arguments import check_members_once, encode_base64url
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, thumbprint
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError, SentPolicy

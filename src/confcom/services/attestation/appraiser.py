@@ -34,8 +34,7 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import Encoding, EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, shared_part
-from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import TdReportBody10
+from confcom.formats.sgx import ReportBody, TdReportBody10
 from confcom.pki.proof import Memory
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter

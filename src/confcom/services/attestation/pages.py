@@ -21,7 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from confcom.errors import ConfcomError, ConfigError, DatabaseError, FormatError
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.arguments import decode_base64, encode_base64url
 from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
 from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter

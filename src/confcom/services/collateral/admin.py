@@ -33,7 +33,7 @@ from confcom.collateral.platform_collateral import (
 from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
-from confcom.formats.text import check_members_once
+from confcom.formats.arguments import check_members_once
 from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field
 from confcom.services.collateral.answers import (

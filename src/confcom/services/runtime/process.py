@@ -23,8 +23,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from confcom.errors import ClusterError, ConfcomError, ConfigError
-from confcom.formats.arguments import explain_settings
-from confcom.formats.text import without_bom
+from confcom.formats.arguments import explain_settings, without_bom
 from confcom.input_file import read_bounded
 from confcom.services.runtime.listener import FairQueue
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats import der
+from confcom.formats.arguments import decode_base64
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
-from confcom.formats.text import decode_base64
 from confcom.manifests.addon_config import AddonConfig
 from confcom.pki.chain import TrustRoots
 from confcom.pki.serving_pair import Authority
