@@ -218,6 +218,17 @@ def test_records_are_filtered(store: AttestationStore, wanted: RecordFilter, fou
     assert [row["evidence_hash"] for row in store.export(wanted, page=1)] == found
 
 
+def test_a_search_for_evidence_reads_hashes_in_an_index_that_grows_at_its_end(tmp_path: Path) -> None:
+    with closing(AttestationStore.open(tmp_path / "store.sqlite")) as store, store.database.read() as connection:
+        indexes = {index["name"]: index["column_names"] for index in sa.inspect(connection).get_indexes("appraisal")}
+        assert list(indexes.values()) == [["at", "evidence_hash"]]
+        wanted = sa.select(METADATA.tables["appraisal"]).where(*RecordFilter(evidence_hash="e0").conditions())
+        search = wanted.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        plan = [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {search}")]
+    assert any(step.endswith(f"USING COVERING INDEX {next(iter(indexes))}") for step in plan), plan
+    assert "SCAN appraisal" not in plan
+
+
 def test_a_record_keeps_its_text(store: AttestationStore) -> None:
     texts = ["", "100 % %s :x ?", "'; --", '"\\ \\u0000 {}', "null", "\n\t\x7f", "\u2028 é \U0001f600", "x" * 4096]
     at = NOW + timedelta(microseconds=123_456)
