@@ -39,7 +39,7 @@ from confcom.admission.decision import AdmissionContext
 from confcom.cluster.client import open_client
 from confcom.errors import ClusterError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.protocols.admission import UrlClient, allowance, mutating_webhooks, validating_webhooks
+from confcom.protocols.admission import ServiceClient, allowance, mutating_webhooks, validating_webhooks
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls
@@ -313,7 +313,7 @@ async def _configure(client: Client, state: str, *, wait: bool = True) -> None:
         (MutatingWebhookConfiguration, mutating_webhooks),
         (ValidatingWebhookConfiguration, validating_webhooks),
     ):
-        webhooks = entries(UrlClient("https://127.0.0.1:1"), labelled=state == "labelled")
+        webhooks = entries(ServiceClient(), labelled=state == "labelled")
         for webhook in webhooks:
             only = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [NAMESPACE]}
             webhook["namespaceSelector"]["matchExpressions"].append(only)

@@ -46,7 +46,7 @@ from confcom.formats.attested_certificate import (
 )
 from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import INTEL_ROOT_PUBLIC_KEY
-from confcom.pki.serving_pair import general_name, key_usage
+from confcom.pki.serving_pair import certificate_builder, general_name, key_usage
 
 if TYPE_CHECKING:
     from confcom.platforms.quoting import QuoteSource
@@ -207,14 +207,7 @@ class Issuer:
         name = _subject(self._names)
         usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         der = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
-            .not_valid_after(end)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            certificate_builder(name, name, key.public_key(), begin, end)
             .add_extension(key_usage(authority=False), critical=True)
             .add_extension(usages, critical=False)
             .add_extension(x509.SubjectAlternativeName([general_name(one) for one in self._names]), critical=False)

@@ -30,7 +30,7 @@ from confcom.collateral.store.appraisal_policies import platform_class
 from confcom.collateral.store.platform_sightings import met, restore_met, sighted
 from confcom.collateral.store.platforms import PlatformTcb, restore_choice, restore_pck
 from confcom.collateral.store.registrations import PAGE, Registration, State, keep_former, restore_registration
-from confcom.collateral.store.rows import Sighting, seconds, time_of
+from confcom.collateral.store.rows import Sighting, seconds, time_of, update_of
 from confcom.collateral.store.schema import (
     CHAINS,
     FORMER_REGISTRATIONS,
@@ -48,9 +48,7 @@ from confcom.protocols.pcs import (
     MAX_PLATFORM_MANIFEST,
     MAX_QE_ID,
     PckCertificateAnswer,
-    PckCertRequest,
-    PckCertsRequest,
-    Update,
+    pck_request,
 )
 
 STRUCTURE = "collateral archive"
@@ -257,7 +255,7 @@ def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Im
             Dates(verified.facts.issue_date, verified.expires).require_clock(now)
             batch.append((verified, sightings))
             imported.documents += 1
-            imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
+            imported.keys |= {replace(document.key, update=update_of(seen.served_as)) for seen in sightings}
         else:
             others.append(found)
             imported.others += 1
@@ -371,7 +369,7 @@ def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]
             tee=line.tee,
             fmspc=None if line.fmspc is None else bytes.fromhex(line.fmspc),
             ca=line.ca,
-            update=_update(line.seen[0].served_as),
+            update=update_of(line.seen[0].served_as),
         )
     except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
         raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
@@ -394,16 +392,6 @@ def _sightings(seen: _Seen, key: DocumentKey, where: str) -> Iterator[Sighting]:
 def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:
     numbers = [int(seen.served_as) for seen in sightings if seen.served_as.isdigit()]
     return replace(key, update=numbers[0]) if numbers else key
-
-
-def _update(served_as: str) -> Update | None:
-    match served_as:
-        case "":
-            return None
-        case "standard" | "early":
-            return served_as
-        case _:
-            return int(served_as)
 
 
 def _text(pem: bytes) -> str:
@@ -538,9 +526,7 @@ def _keep_choice(connection: sa.Connection, values: tuple[PlatformTcb, bytes, in
 
 def _registration(line: _Registration, field: str, now: datetime) -> Registration:
     ids, ppid, manifest = line.ids(line.raw_tcb), line.encrypted_ppid, line.platform_manifest
-    request: PckCertRequest | PckCertsRequest = PckCertsRequest(ids.pce_id, ppid, manifest, qe_id=ids.qe_id)
-    if line.raw_tcb is not None:
-        request = PckCertRequest(ids.cpu_svn, ids.pce_svn, ids.pce_id, ids.qe_id, ppid, manifest)
+    request = pck_request(ids.pce_id, ids.qe_id, ids.cpu_svn, ids.pce_svn, ppid, manifest)
     since, seen = at_most(line.since, now, field), at_most(line.last_seen, now, field)
     began = since if line.began is None else at_most(line.began, now, field)
     return Registration(request, line.state, since, bytes.fromhex(line.fmspc or ""), seen, began)

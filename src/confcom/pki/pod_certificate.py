@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from confcom.errors import FormatError
-from confcom.pki.serving_pair import Authority, authority_key_id, key_usage
+from confcom.pki.serving_pair import Authority, authority_key_id, certificate_builder, key_usage
 
 BACKDATE = timedelta(minutes=5)
 """How far a certificate reaches back, for peers with clocks that are behind."""
@@ -72,7 +72,7 @@ def _refused(message: str) -> FormatError:
 def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime: timedelta) -> IssuedCertificate:
     """A certificate that ends `lifetime` after `now`, or with the CA."""
     own, signer = _loaded(authority)
-    expires, serial = min(now + lifetime, authority.expires), x509.random_serial_number()
+    expires = min(now + lifetime, authority.expires)
     subject = (
         x509.NameAttribute(NameOID.ORGANIZATION_NAME, wanted.organization),
         x509.NameAttribute(NameOID.SERIAL_NUMBER, wanted.pod_uid[:64]),
@@ -85,14 +85,7 @@ def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime
     ]  # fmt: skip
     key: Any = load_der_public_key(wanted.public_key)  # of the kinds that `check_key` passes
     made = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name(subject))
-        .issuer_name(own.subject)
-        .public_key(key)
-        .serial_number(serial)
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(expires)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        certificate_builder(x509.Name(subject), own.subject, key, now - BACKDATE, expires)
         .add_extension(key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(alternative_names(wanted.uri, wanted.dns_names), critical=False)
@@ -100,7 +93,7 @@ def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime
         .add_extension(authority_key_id(own), critical=False)
         .sign(signer, SHA256())
     )
-    return IssuedCertificate(made.public_bytes(Encoding.PEM), serial, made.not_valid_after_utc)
+    return IssuedCertificate(made.public_bytes(Encoding.PEM), made.serial_number, made.not_valid_after_utc)
 
 
 def alternative_names(uri: str, dns_names: Sequence[str]) -> x509.SubjectAlternativeName:

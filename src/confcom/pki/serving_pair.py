@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -97,8 +98,7 @@ class Authority:
         # With a number, because verifiers distinguish CAs by their names, and several are trusted at a time.
         name = _name(f"{common_name} CA {serial:x}"[:64])
         builder = (
-            _builder(name, name, key, now, now + lifetime, serial)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            certificate_builder(name, name, key.public_key(), now - BACKDATE, now + lifetime, serial, ca=True)
             .add_extension(key_usage(authority=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
@@ -114,9 +114,9 @@ class Authority:
         own = x509.load_pem_x509_certificate(self.certificate)
         signer: Any = load_pem_private_key(self.key, password=None)  # of the kinds of keys that sign certificates
         expires = min(now + lifetime, self.expires)
+        subject, public = _name(common_name[:64]), key.public_key()
         leaf = (
-            _builder(_name(common_name[:64]), own.subject, key, now, expires, x509.random_serial_number())
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            certificate_builder(subject, own.subject, public, now - BACKDATE, expires)
             .add_extension(key_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
@@ -183,22 +183,26 @@ def authority_key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
 
 
-def _builder(
+def certificate_builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: EllipticCurvePrivateKey,
-    now: datetime,
-    expires: datetime,
-    serial: int,
+    public_key: CertificatePublicKeyTypes,
+    begin: datetime,
+    end: datetime,
+    serial: int | None = None,
+    *,
+    ca: bool = False,
 ) -> x509.CertificateBuilder:
+    """A certificate with its basic constraints; a CA may sign no other CA. `serial` is random by default."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(serial)
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(expires)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number() if serial is None else serial)
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
     )
 
 

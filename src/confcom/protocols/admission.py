@@ -209,20 +209,7 @@ class ServiceClient:
         return {"service": {"namespace": self.namespace, "name": self.name, "port": self.port, "path": path}}
 
 
-@dataclass(frozen=True, slots=True)
-class UrlClient:
-    """The webhook outside the cluster; `base` is https://HOST:PORT."""
-
-    base: str
-
-    def config(self, path: str) -> Entry:
-        """How the API server reaches a path."""
-        return {"url": f"{self.base}{path}"}
-
-
-def mutating_webhooks(
-    client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None, labelled: bool = False
-) -> list[Entry]:
+def mutating_webhooks(client: ServiceClient, *, ca_bundle: bytes | None = None, labelled: bool = False) -> list[Entry]:
     """Entries of the MutatingWebhookConfiguration. `ca_bundle` (PEM): the CAs that the API server trusts.
 
     `labelled` restricts them to namespaces that have the label.
@@ -233,7 +220,7 @@ def mutating_webhooks(
 
 
 def validating_webhooks(
-    client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None, labelled: bool = False
+    client: ServiceClient, *, ca_bundle: bytes | None = None, labelled: bool = False
 ) -> list[Entry]:
     """Entries of the ValidatingWebhookConfiguration, which sees what every mutation has made of a pod.
 

@@ -252,7 +252,8 @@ def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
     form = _convert(document, _Pod, "Pod")
     status = form.status or _Status()
     statuses = (status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses)
-    ids = {one.name: _container_id(one.containerID or "") for group in statuses for one in group or ()}
+    # containerd://ID, cri-o://ID, docker://ID
+    ids = {one.name: (one.containerID or "").rpartition("://")[2] for group in statuses for one in group or ()}
     claims = {one.name: one.resourceClaimName for one in form.spec.resource_claims or ()}
     claims |= {one.name: one.resourceClaimName for one in status.resource_claim_statuses or ()}
     made = _made_claims(status.extended_resource_claim_status)
@@ -301,11 +302,6 @@ def _convert(document: Any, kind: type[_Form], name: str) -> _Form:  # noqa: ANN
         return msgspec.convert(document, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise FormatError(str(error), structure=name, field="") from None
-
-
-def _container_id(text: str) -> str:
-    # containerd://ID, cri-o://ID, docker://ID
-    return text.rpartition("://")[2]
 
 
 def _requested(container: _Container) -> int | None:

@@ -220,6 +220,20 @@ class PckCertsRequest:
         _platform(self)
 
 
+def pck_request(
+    pce_id: bytes,
+    qe_id: bytes,
+    cpu_svn: bytes,
+    pce_svn: int,
+    encrypted_ppid: bytes | None,
+    platform_manifest: bytes | None,
+) -> PckCertRequest | PckCertsRequest:
+    """A request for the certificate of a raw TCB; without one (an empty CPUSVN) for all of the platform."""
+    if cpu_svn:
+        return PckCertRequest(cpu_svn, pce_svn, pce_id, qe_id, encrypted_ppid, platform_manifest)
+    return PckCertsRequest(pce_id, encrypted_ppid, platform_manifest, qe_id)
+
+
 class TcbEvaluationDataNumbersRequest(msgspec.Struct, frozen=True):
     """Which sets there are."""
 
@@ -422,9 +436,8 @@ def _build_pck_certs(request: PckCertsRequest, api: Api) -> HttpRequest:
 
 
 def _post(path: str, fields: tuple[tuple[str, str], ...]) -> HttpRequest:
-    # Hexadecimal values only, so the text is JSON without any escaping.
-    body = "{" + ",".join(f'"{name}":"{value}"' for name, value in fields) + "}"
-    return HttpRequest(path, headers=(("content-type", "application/json"),), method="POST", body=body.encode())
+    body = msgspec.json.encode(dict(fields))
+    return HttpRequest(path, headers=(("content-type", "application/json"),), method="POST", body=body)
 
 
 def _update(update: Update, api: Api) -> tuple[tuple[str, str], ...]:

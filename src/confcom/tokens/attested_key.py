@@ -24,6 +24,7 @@ from confcom.errors import FormatError, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import REPORT_VERSION, OeReportHeader, OeReportType
 from confcom.formats.quote import Quote
+from confcom.pki.serving_pair import certificate_builder
 
 OPEN_ENCLAVE_REPORT = x509.ObjectIdentifier("1.3.6.1.4.1.311.105.1")
 
@@ -61,16 +62,7 @@ def self_signed(
     *more: x509.ExtensionType,
 ) -> x509.Certificate:
     """A certificate of a signing key by itself, with further extensions that are not critical."""
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(end)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    )
+    builder = certificate_builder(name, name, private.public_key(), begin, end, ca=True)
     for extension in more:
         builder = builder.add_extension(extension, critical=False)
     return builder.sign(private, SHA256())

@@ -139,10 +139,10 @@ class PolicyTextError(FormatError):
         "Correct the policy at the place named here; `confcom policy lint` lists every place with its repair."
     )
 
-    def __init__(self, defect: Defect, *, advice: str | None = None) -> None:
+    def __init__(self, defect: Defect) -> None:
         where = f"line {defect.place.line}, column {defect.place.column}"
         message = f"{where} ({defect.rule}), at {defect.symbol!r}: {defect.message}"
-        super().__init__(message, structure="policy", field="", advice=advice)
+        super().__init__(message, structure="policy", field="")
         self.defect = defect
 
 

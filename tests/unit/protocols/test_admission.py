@@ -14,7 +14,6 @@ from confcom.protocols.admission import (
     POD_CONDITION,
     SGX_RESOURCES,
     ServiceClient,
-    UrlClient,
     allowance,
     mutating_webhooks,
     parse_object,
@@ -81,7 +80,7 @@ def test_answers_are_what_the_api_server_reads() -> None:
 
 @pytest.mark.promise("M1")
 def test_the_api_server_asks_about_sgx_pods_alone_and_never_lets_them_through_unasked() -> None:
-    for entries in (mutating_webhooks(ServiceClient()), validating_webhooks(UrlClient("https://h:1"))):
+    for entries in (mutating_webhooks(ServiceClient()), validating_webhooks(ServiceClient())):
         assert [entry["rules"][0]["resources"] for entry in entries] == [["pods"], ["pods/ephemeralcontainers"]]
         for entry in entries:
             assert entry["failurePolicy"] == "Fail"

@@ -1,4 +1,4 @@
-"""Platforms in the store: their PCK certificates, and which of them a raw TCB leads to.
+"""Platforms in the store: their PCK certificates, which of them a raw TCB leads to, and what callers claim to have.
 
 A PCK certificate contains the PPID, which is a lasting identifier of a machine, so the store's file is readable by its
 owner alone.
@@ -331,22 +331,28 @@ def _id_of(certificate: bytes) -> str:
 def _keep_certificate(
     connection: sa.Connection, platform: PlatformTcb, verified: VerifiedPck, seen: int, source: str
 ) -> int:
-    answer = verified.answer
-    values = {
+    values = _columns(connection, verified) | {
         "qe_id": platform.qe_id.hex(),
         "pce_id": platform.pce_id.hex(),
-        "tcbm": answer.tcbm,
-        "digest": hashlib.sha256(answer.certificate).digest(),
-        "root": verified.root,
-        "certificate": answer.certificate,
-        "chain": keep_chain(connection, answer.issuer_chain),
-        "fmspc": (answer.fmspc or b"").hex(),
-        "ca": answer.ca,
+        "digest": hashlib.sha256(verified.answer.certificate).digest(),
         "source": source,
         "first_seen": seen,
         "last_seen": seen,
     }
     return int(connection.execute(_kept(connection.dialect.name), values).scalar_one())
+
+
+def _columns(connection: sa.Connection, verified: VerifiedPck) -> dict[str, Any]:
+    """What the tables of certificates and of claims have of one."""
+    answer = verified.answer
+    return {
+        "tcbm": answer.tcbm,
+        "root": verified.root,
+        "certificate": answer.certificate,
+        "chain": keep_chain(connection, answer.issuer_chain),
+        "fmspc": (answer.fmspc or b"").hex(),
+        "ca": answer.ca,
+    }
 
 
 @cache
@@ -412,3 +418,125 @@ _UNSEEN = (
     .group_by(_SEEN.c.qe_id, _SEEN.c.pce_id)
     .having(sa.func.max(_SEEN.c.last_seen) < sa.bindparam("since"))
 )
+
+
+# PCK certificates that callers without a token claim. A claim holds for the caller's address alone.
+#
+# No certificate holds a QE_ID, so a caller can name another machine's and its own encrypted PPID. Such a claim is kept
+# for its address, because a quote provider gives the encrypted PPID once and asks without it later. Nothing of it binds
+# the QE_ID: platforms that are registered or imported come first.
+
+MAX_CLAIMS = 200_000
+MAX_OF_CALLER = 5_000
+"""Claims of one address: behind a proxy that is a fleet. Beyond both limits the ones asked for longest ago go."""
+
+_C = PCK_CLAIMS.c
+_PK = (_C.qe_id, _C.pce_id, _C.cpu_svn, _C.pce_svn, _C.caller, _C.processor)
+_CLAIMS = sa.select(
+    _C.encrypted_ppid, _C.last_seen, _C.processor, _C.certificate, CHAINS.c.pem, _C.tcbm, _C.fmspc, _C.ca, _C.root
+).join(CHAINS, CHAINS.c.id == _C.chain)
+
+
+@dataclass(frozen=True, slots=True)
+class PckClaim:
+    """A certificate, the encrypted PPID (384 bytes) that it was asked with, if any, and when it was asked for last."""
+
+    answer: PckCertificateAnswer
+    encrypted_ppid: bytes | None
+    last_seen: datetime
+    processor: str
+
+
+class PckClaims:
+    """The claims in a store. A processor is the SHA-256 of a PPID, as in the registry."""
+
+    def __init__(self, database: StoreDatabase, roots: TrustRoots) -> None:
+        self._database = database
+        self._roots = roots
+
+    def put(
+        self,
+        caller: str,
+        platform: PlatformTcb,
+        encrypted_ppid: bytes | None,
+        verified: VerifiedPck,
+        *,
+        seen: datetime,
+    ) -> None:
+        """Keep what an address asked for; it replaces what the same address claimed of the same processor."""
+        now = seconds(seen)
+        own: dict[str, Any] = platform.columns() | {"caller": caller, "processor": platform_id(verified.extension)}
+        own |= {"encrypted_ppid": encrypted_ppid, "first_seen": now, "last_seen": now}
+        with self._database.change() as connection:
+            added, columns = Database.insert(connection.dialect.name, PCK_CLAIMS), _columns(connection, verified)
+            ppid = sa.func.coalesce(added.excluded.encrypted_ppid, _C.encrypted_ppid)
+            replaced = {name: added.excluded[name] for name in (*columns, "last_seen")} | {"encrypted_ppid": ppid}
+            kept = added.on_conflict_do_update(index_elements=list(_PK), set_=replaced).returning(_C.number)
+            number = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_C.number), 0) + 1)).scalar_one()
+            got = connection.execute(kept, own | columns | {"number": number}).scalar_one()
+            _keep_latest(connection, MAX_OF_CALLER, _C.caller == caller)
+            if got == number and number % _part(MAX_CLAIMS) == 0:  # counting them all takes a while
+                _keep_latest(connection, MAX_CLAIMS)
+
+    def of_caller(self, caller: str, platform: PlatformTcb, encrypted_ppid: bytes | None) -> PckClaim | None:
+        """What an address claimed for exactly this raw TCB with this encrypted PPID; None means its first processor."""
+        of = [_C[name] == value for name, value in (platform.columns() | {"caller": caller}).items()]
+        with self._database.read() as connection:
+            found = self._claims(connection, _CLAIMS.where(*of))
+            if encrypted_ppid is not None:
+                return next((claim for claim in found if claim.encrypted_ppid == encrypted_ppid), None)
+            first = self._first_processor(connection, platform, caller)
+            return next((claim for claim in found if claim.processor == first), None)
+
+    def ppid_of_caller(self, caller: str, platform: PlatformTcb) -> bytes | None:
+        """The encrypted PPID that an address gave last for a QE_ID, of its first processor."""
+        claims = self._of_platform(platform, caller)
+        return next((claim.encrypted_ppid for claim in claims if claim.encrypted_ppid is not None), None)
+
+    def certificates(self, caller: str, platform: PlatformTcb) -> tuple[PckCertificateAnswer, ...]:
+        """The certificates claimed by an address for a QE_ID; of all addresses if it has none and they are at one."""
+        claims = self._of_platform(platform, caller) or self._of_platform(platform, None)
+        if len({claim.processor for claim in claims}) > 1:
+            return ()
+        return tuple(claim.answer for claim in claims)
+
+    def _of_platform(self, platform: PlatformTcb, caller: str | None) -> list[PckClaim]:
+        chosen = _CLAIMS.where(*_of(platform)).order_by(_C.last_seen.desc()).limit(1000)
+        with self._database.read() as connection:
+            if caller is not None:
+                first = self._first_processor(connection, platform, caller)
+                chosen = chosen.where(_C.caller == caller, _C.processor == first)
+            return self._claims(connection, chosen)
+
+    @staticmethod
+    def _first_processor(connection: sa.Connection, platform: PlatformTcb, caller: str) -> str:
+        """Of two processors behind one address the first: a QE_ID becomes known by the quotes of its own machine."""
+        claimed = sa.select(_C.processor).where(*_of(platform), _C.caller == caller)
+        found = connection.execute(claimed.order_by(_C.first_seen, _C.number).limit(1)).scalar()
+        return str(found or "")
+
+    def _claims(self, connection: sa.Connection, chosen: sa.Select[Any]) -> list[PckClaim]:
+        return [
+            PckClaim(
+                PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), ca_of(ca)),
+                ppid,
+                time_of(seen),
+                processor,
+            )
+            for ppid, seen, processor, certificate, chain, tcbm, fmspc, ca, root in connection.execute(chosen)
+            if self._roots.with_public_key(root) is not None
+        ]
+
+
+def _of(platform: PlatformTcb) -> list[sa.ColumnElement[bool]]:
+    return [_C.qe_id == platform.qe_id.hex(), _C.pce_id == platform.pce_id.hex()]
+
+
+def _keep_latest(connection: sa.Connection, limit: int, *of: sa.ColumnElement[bool]) -> None:
+    if connection.execute(sa.select(sa.func.count()).select_from(PCK_CLAIMS).where(*of)).scalar_one() > limit:
+        oldest = sa.select(*_PK).where(*of).order_by(_C.last_seen, _C.number).limit(_part(limit))
+        connection.execute(sa.delete(PCK_CLAIMS).where(sa.tuple_(*_PK).in_(oldest)))
+
+
+def _part(limit: int) -> int:
+    return max(1, limit // 100)

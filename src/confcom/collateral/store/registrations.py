@@ -18,7 +18,7 @@ from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.rows import LARGEST, seconds, time_of
 from confcom.collateral.store.schema import FORMER_REGISTRATIONS, REGISTRATION_COUNTS, REGISTRATIONS
 from confcom.errors import CollateralUnavailable
-from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
+from confcom.protocols.pcs import PckCertRequest, PckCertsRequest, pck_request
 
 MAX_REGISTRATIONS = 1_000_000
 """Rows; the largest fleets have 100,000 machines with a handful of raw TCBs each."""
@@ -128,7 +128,7 @@ class Registrations:
 
     def _select(self, chosen: sa.Select[Any]) -> tuple[Registration, ...]:
         with self._database.read() as connection:
-            return tuple(_registration(*row) for row in connection.execute(chosen))
+            return tuple(map(_registration, connection.execute(chosen)))
 
 
 _C = REGISTRATIONS.c
@@ -254,29 +254,8 @@ def _count(connection: sa.Connection, *of: sa.ColumnElement[bool]) -> int:
     return int(connection.execute(_REGISTERED.where(*of)).scalar_one())
 
 
-def _registration(
-    qe_id: str,
-    pce_id: str,
-    cpu_svn: str,
-    pce_svn: int,
-    encrypted_ppid: bytes | None,
-    manifest: bytes | None,
-    fmspc: str,
-    state: State,
-    since: int,
-    last_seen: int,
-    began: int,
-) -> Registration:
-    request: PckCertRequest | PckCertsRequest
-    if cpu_svn:
-        request = PckCertRequest(
-            cpu_svn=bytes.fromhex(cpu_svn),
-            pce_svn=pce_svn,
-            pce_id=bytes.fromhex(pce_id),
-            qe_id=bytes.fromhex(qe_id),
-            encrypted_ppid=encrypted_ppid,
-            platform_manifest=manifest,
-        )
-    else:
-        request = PckCertsRequest(bytes.fromhex(pce_id), encrypted_ppid, manifest, qe_id=bytes.fromhex(qe_id))
-    return Registration(request, state, time_of(since), bytes.fromhex(fmspc), time_of(last_seen), time_of(began))
+def _registration(row: Any) -> Registration:  # noqa: ANN401 - of `REGISTRATIONS`
+    pce_id, qe_id, cpu_svn, fmspc = map(bytes.fromhex, (row.pce_id, row.qe_id, row.cpu_svn, row.fmspc))
+    request = pck_request(pce_id, qe_id, cpu_svn, row.pce_svn, row.encrypted_ppid, row.platform_manifest)
+    since, last_seen, began = map(time_of, (row.since, row.last_seen, row.began))
+    return Registration(request, row.state, since, fmspc, last_seen, began)

@@ -155,15 +155,19 @@ def keep_chain(connection: sa.Connection, pem: bytes) -> int:
     return int(known)
 
 
-def ids_in_force(look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes) -> list[int | None]:
-    """Per key the id of the version that was in force at `at`, None where there is none of the set; of one moment."""
-    return [None if one is None else one.id for one, _ in _in_force(look_up, keys, at, root, likely=False)]
+def version_in_force(look_up: LookUp, key: DocumentKey, at: datetime, root: bytes) -> StoredVersion | None:
+    """The version that was in force at `at`, with every time that it was seen; None where there is none of the set."""
+    ((found, _),) = _in_force(look_up, [key], at, root, likely=False)
+    if found is None:
+        return None
+    ((*row,),) = look_up(_VERSION, {"version": found.id})
+    return _stored(key, row, look_up(_SEEN, {"of": found.id}))
 
 
 def documents_in_force(
     look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes
 ) -> list[tuple[Document, datetime] | None]:
-    """Per key the version that was in force at `at`, and when it expires; None as above."""
+    """Per key the version that was in force at `at`, and when it expires; None as above. All are of one moment."""
     return [
         None if one is None else _document(key, one.id, *content) if content else load_document(look_up, one.id, key)
         for key, (one, content) in zip(keys, _in_force(look_up, keys, at, root, likely=True), strict=True)
@@ -192,17 +196,12 @@ def _in_force(
     return [(one, () if one is None else contents.get(one.id, ())) for one in chosen]
 
 
-def version_of(look_up: LookUp, key: DocumentKey, version: int) -> StoredVersion:
-    """A version by its id, with every time that it was seen."""
-    ((*row,),) = look_up(_VERSION, {"version": version})
-    return _stored(key, row, look_up(_SEEN, {"of": version}))
-
-
 def versions_of(connection: sa.Connection, key: DocumentKey, root: bytes) -> Iterator[StoredVersion]:
     """The versions that were served as the key's set, or have its number; latest issue first."""
     for row in connection.execute(_VERSIONS, _columns(key) | {"root": root}):
         found = _stored(key, row, connection.execute(_SIGHTINGS, {"of": row.id}))
-        if _is_of(key, found):
+        served = any(sighting.served_as == key.update for sighting in found.sightings)
+        if key.update is None or (found.facts.number == key.update if isinstance(key.update, int) else served):
             yield found
 
 
@@ -334,24 +333,26 @@ def ca_of(text: str) -> PckCaName:
     return "processor" if text == "processor" else "platform"
 
 
-def _is_of(key: DocumentKey, version: StoredVersion) -> bool:
-    if isinstance(key.update, int):
-        return version.facts.number == key.update
-    return key.update is None or any(sighting.served_as == key.update for sighting in version.sightings)
-
-
 def _columns(key: DocumentKey) -> dict[str, Any]:
     return {"kind": key.kind.value, "tee": key.tee or "", "fmspc": (key.fmspc or b"").hex(), "ca": key.ca or ""}
 
 
+def update_of(label: str) -> Update | None:
+    """The set that a version was served as (`Sighting.served_as`)."""
+    match label:
+        case "":
+            return None
+        case "standard" | "early":
+            return label
+        case _:
+            return int(label)
+
+
 def _key(kind: str, tee: str, fmspc: str, ca: str, label: str) -> DocumentKey:
-    update: Update | None = None
-    if label:
-        update = "standard" if label == "standard" else "early" if label == "early" else int(label)
     return DocumentKey(
         DocumentKind(kind),
         tee=tee_of(tee) if tee else None,
         fmspc=bytes.fromhex(fmspc) or None,
         ca=ca_of(ca) if ca else None,
-        update=update,
+        update=update_of(label),
     )

@@ -26,19 +26,17 @@ from confcom.collateral.documents import (
 )
 from confcom.collateral.store.appraisal_policies import AppraisalPolicies
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.pck import PckClaims
-from confcom.collateral.store.platforms import PlatformRegistry
+from confcom.collateral.store.platforms import PckClaims, PlatformRegistry
 from confcom.collateral.store.registrations import Registrations
 from confcom.collateral.store.rows import (
     Sighting,
     StoredVersion,
     all_keys,
     documents_in_force,
-    ids_in_force,
     keep_version,
     load_document,
     served_as,
-    version_of,
+    version_in_force,
     versions_of,
 )
 from confcom.collateral.store.schema import CHANGES, LEASES
@@ -180,9 +178,8 @@ class CollateralStore:
     def in_force(self, key: DocumentKey, *, at: datetime) -> StoredVersion | None:
         """The version that `document` would give, without its bytes; None where there is none."""
         with self.database.look_ups() as look_up:
-            found = (ids_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
-            version = next((version for version in found if version is not None), None)
-            return None if version is None else version_of(look_up, key, version)
+            found = (version_in_force(look_up, key, at, root) for root in self._root_keys)
+            return next((version for version in found if version is not None), None)
 
     def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:
         """Every version of a document that was served as the key's set, or has its number; the latest issue first."""

@@ -134,7 +134,16 @@ class Administrators:
 
     def by_certificate(self, certificate: str | None) -> Administrator | None:
         """The administrator with this client certificate (PEM), which TLS verified."""
-        return None if certificate is None else _by_certificate(self._file.administrators, certificate)
+        if certificate is None:
+            return None
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()
+        names = _names(certificate)
+        for each in self._file.administrators:
+            if each.certificate is not None and each.certificate.lower() == digest:
+                return each
+            if each.certificate_name is not None and each.certificate_name in names:
+                return each
+        return None
 
     async def by_token(self, authorization: str) -> Administrator:
         """The administrator with the bearer token of this header `Authorization`.
@@ -308,32 +317,17 @@ def _fingerprint(file: Path | None) -> tuple[int, int, int] | None:
 def _key_file(file: Path, now: datetime) -> KeySet:
     """A key set of any age."""
     try:
-        return KeySet.parse(_content(file), fetched=now, max_age=timedelta.max)
-    except FormatError as error:
-        raise ConfigError(f"{file}: {error.message}") from error
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return read_bounded(file, MAX_KEY_SET, patience=0)
+        content = read_bounded(file, MAX_KEY_SET, patience=0)
+        return KeySet.parse(content, fetched=now, max_age=timedelta.max)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
+    except FormatError as error:
+        raise ConfigError(f"{file}: {error.message}") from error
 
 
 def _values(claims: Mapping[str, Any], name: str) -> list[object]:
     found = claims.get(name)
     return found if isinstance(found, list) else [found]
-
-
-def _by_certificate(known: list[Administrator], pem: str) -> Administrator | None:
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-    names = _names(pem)
-    for each in known:
-        if each.certificate is not None and each.certificate.lower() == digest:
-            return each
-        if each.certificate_name is not None and each.certificate_name in names:
-            return each
-    return None
 
 
 def _names(pem: str) -> list[str]:

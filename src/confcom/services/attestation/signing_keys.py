@@ -123,21 +123,18 @@ class KeptKeys:
     def look(self) -> None:
         """Read the source and the store again."""
         with self._looking:  # what an earlier look read never replaces what a later one did
-            self._look()
-
-    def _look(self) -> None:
-        before, problem = self.problem, ""
-        try:
-            self._held = self._load()
-        except ConfcomError as error:
-            problem = error.message
-        try:
-            self._keys = self._publish()
-        except ConfigError as error:
-            problem = problem or error.message
-        self.problem = problem or self._keys.missing
-        if self.problem != before:
-            structlog.get_logger().warning("attestation.keys", reason=self.problem or "usable again")
+            before, problem = self.problem, ""
+            try:
+                self._held = self._load()
+            except ConfcomError as error:
+                problem = error.message
+            try:
+                self._keys = self._publish()
+            except ConfigError as error:
+                problem = problem or error.message
+            self.problem = problem or self._keys.missing
+            if self.problem != before:
+                structlog.get_logger().warning("attestation.keys", reason=self.problem or "usable again")
 
     def _load(self) -> tuple[SigningKey, ...]:
         keys = self._source.load()

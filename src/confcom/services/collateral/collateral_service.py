@@ -97,7 +97,6 @@ class Readiness:
         self._required = tuple(required)
         self._flight = SingleFlight()
         self._inventory: Inventory | None = None
-        metrics.watch_expiry(self._seconds_to_expiry)
         metrics.show_sets(sets)
 
     def routes(self) -> Routes:
@@ -123,6 +122,9 @@ class Readiness:
         """Everything that is counted, in Prometheus' text form."""
         del request
         self._metrics.ready.set((await self._state())["ready"])
+        if self._inventory is not None:
+            now, expires = self._cache.clock(), self._inventory.expires
+            self._metrics.show_expiry((key, (until - now).total_seconds()) for key, until in expires.items())
         body = generate_latest(self._metrics.registry)
         return answer_of(HttpResponse(200, (("Content-Type", CONTENT_TYPE_LATEST),), body))
 
@@ -199,12 +201,6 @@ class Readiness:
 
         return await self._cache.read(look)
 
-    def _seconds_to_expiry(self) -> Iterable[tuple[DocumentKey, float]]:
-        if self._inventory is None:
-            return []
-        now = self._cache.clock()
-        return [(key, (expires - now).total_seconds()) for key, expires in self._inventory.expires.items()]
-
 
 def _lacking(gaps: Iterable[Gap]) -> str:
     lacking = {f"{gap.need.fmspc.hex()} ({gap.need.tee}){_by(gap)}": None for gap in gaps}
@@ -244,7 +240,8 @@ async def serve(
         listener = listener_of(config, None if kept is None else kept.tls)
         metrics.certificate.served_by(listener.tls)
         store = stack.enter_context(CollateralStore(_prepared(config.store), roots=roots))
-        metrics.watch_store(store)
+        failed = "Reads and writes of the store that failed."
+        metrics.reading("store_failures", failed, lambda: store.failures, counter=True)
         asked = None if config.mode == "offline" else upstream
         cache = CollateralCache(store, asked, config, metrics, clock=clock)
         stack.push_async_callback(cache.close)

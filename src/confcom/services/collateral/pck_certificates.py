@@ -26,12 +26,7 @@ from confcom.collateral.store.platforms import (
     require_one_processor,
 )
 from confcom.collateral.store.registrations import Registration
-from confcom.errors import (
-    CollateralError,
-    CollateralNotFound,
-    FormatError,
-    MismatchError,
-)
+from confcom.errors import CollateralError, CollateralNotFound, FormatError, MismatchError
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.runtime.process import Overloaded
@@ -133,11 +128,9 @@ class PckCertificates:
         """
         complete, claimed = await self._cache.read(lambda: self._completed(request, caller))
         answer = await self._cache.ask_pck_certificate(complete)
-
-        def keep() -> FoundPck:
-            return self._keep(complete, answer, trusted=trusted, asked=asked, caller=caller, claimed=claimed)
-
-        return await self._cache.keep(keep)
+        return await self._cache.keep(
+            lambda: self._keep(complete, answer, trusted=trusted, asked=asked, caller=caller, claimed=claimed)
+        )
 
     def _completed(self, request: PckCertRequest, caller: str | None) -> tuple[PckCertRequest, bool]:
         """The request with the encrypted PPID or manifest that the platform was registered with.

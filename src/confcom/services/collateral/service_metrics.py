@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, ConfcomError, FormatError, VerificationError
 from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import CertificateMetrics
 from confcom.services.runtime.status_page import Metrics
 
 PREFIX = "confcom_collateral_service"
-SECONDS_TO_EXPIRY = f"{PREFIX}_seconds_to_expiry"
 _BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 30.0)
 
 
@@ -47,6 +43,8 @@ class CollateralMetrics(Metrics):
         self._sets = gauge("tcb_set", "1 for the set that clients of a group get.", "group", "set")
         lacking = "Documents that clients of a group need for an FMSPC, and that are missing or have expired."
         self._lacking = gauge("lacking", lacking, "group", "tee", "fmspc")
+        left = "Seconds until the document in force expires; negative when it has expired."
+        self._expiry = gauge("seconds_to_expiry", left, "kind", "tee", "fmspc", "ca", "update")
         self.last_refresh: float | None = None
         """When the last round of refreshing ended; 0 before the first, None if there are no rounds."""
         ended = "When the last round of refreshing ended; 0: none has yet."
@@ -78,14 +76,12 @@ class CollateralMetrics(Metrics):
         for group, tee, fmspc in documents:
             self._lacking.labels(group, tee, fmspc).inc()
 
-    def watch_store(self, store: CollateralStore) -> None:
-        """Show how often the store could not be read or written."""
-        text = "Reads and writes of the store that failed."
-        self.reading("store_failures", text, lambda: store.failures, counter=True)
-
-    def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
-        """Compute the seconds to expiry at every scrape."""
-        self.registry.register(_Expiry(expiries))
+    def show_expiry(self, documents: Iterable[tuple[DocumentKey, float]]) -> None:
+        """Show the seconds to the expiry of each document in the store."""
+        self._expiry.clear()
+        for key, seconds in documents:
+            update = "" if key.update is None else str(key.update)
+            self._expiry.labels(key.kind, key.tee or "", (key.fmspc or b"").hex(), key.ca or "", update).set(seconds)
 
 
 def _codes(kind: type[ConfcomError]) -> Iterator[str]:
@@ -93,26 +89,3 @@ def _codes(kind: type[ConfcomError]) -> Iterator[str]:
     yield kind.code
     for below in kind.__subclasses__():
         yield from _codes(below)
-
-
-class _Expiry(Collector):
-    """Seconds until each stored document expires; negative when it has."""
-
-    def __init__(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
-        self._expiries = expiries
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One sample per document in the store."""
-        family = GaugeMetricFamily(
-            SECONDS_TO_EXPIRY,
-            "Seconds until the document in force expires; negative when it has expired.",
-            labels=["kind", "tee", "fmspc", "ca", "update"],
-        )
-        for key, seconds in self._expiries():
-            update = "" if key.update is None else str(key.update)
-            family.add_metric([key.kind.value, key.tee or "", (key.fmspc or b"").hex(), key.ca or "", update], seconds)
-        yield family
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Its name alone, so that registering computes nothing."""
-        yield GaugeMetricFamily(SECONDS_TO_EXPIRY, "")

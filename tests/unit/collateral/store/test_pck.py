@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from confcom.collateral.store import pck
+from confcom.collateral.store import platforms
 from confcom.collateral.store.platform_sightings import platform_id
 from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck
 from confcom.collateral.store.store import CollateralStore
@@ -69,8 +69,8 @@ def test_a_claim_is_renewed_in_its_place(store, verified):
 
 
 def test_claims_are_bounded_per_address_and_in_all(store, verified, monkeypatch):
-    monkeypatch.setattr(pck, "MAX_OF_CALLER", 10)
-    monkeypatch.setattr(pck, "MAX_CLAIMS", 30)
+    monkeypatch.setattr(platforms, "MAX_OF_CALLER", 10)
+    monkeypatch.setattr(platforms, "MAX_CLAIMS", 30)
     for number in range(50):
         store.claims.put("flood", platform(number), b"\1" * 384, verified[0], seen=NOW + timedelta(seconds=number))
     assert store.claims.of_caller("flood", platform(39), None) is None

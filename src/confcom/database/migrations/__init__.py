@@ -1,1 +1,0 @@
-"""Alembic's entry point for every chain of revisions."""

@@ -1,1 +1,0 @@
-"""The chain of schema revisions of the attestation store: `attestation_store.CHAIN`."""
