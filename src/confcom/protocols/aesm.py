@@ -217,7 +217,7 @@ EXCHANGES = (
 )  # fmt: skip
 """In the order in which Intel's service looks for a request, which matters when one message carries several."""
 
-_OF_ANY_EXCHANGE = (LegacyRequest, IncompleteRequest)
+_OF_ANY_EXCHANGE = (LegacyRequest, IncompleteRequest, LegacyResponse)
 _Envelope = TypeVar("_Envelope", bound=Message)
 _BY_REQUEST: Mapping[type, Exchange] = MappingProxyType({exchange.request: exchange for exchange in EXCHANGES})
 _BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange for exchange in EXCHANGES})
@@ -296,7 +296,7 @@ def response_bytes(response: Response, exchange: Exchange) -> bytes:
 
 def values_of(message: Request | Response | IncompleteRequest) -> Mapping[str, Value]:
     """The fields of a message except its status; None or left out: not on the wire."""
-    if isinstance(message, (*_OF_ANY_EXCHANGE, LegacyResponse)):
+    if isinstance(message, _OF_ANY_EXCHANGE):
         return message.values
     fields = msgspec.structs.asdict(message)
     fields.pop("status", None)
@@ -342,12 +342,8 @@ NeedData: TypeAlias = Literal[Signal.NEED_DATA]
 Closed: TypeAlias = Literal[Signal.CLOSED]
 
 
-class _State(Enum):
-    IDLE = auto()
-    RECEIVING = auto()
-    ANSWERING = auto()
-    DONE = auto()
-    BROKEN = auto()
+_IDLE, _RECEIVING, _ANSWERING, _DONE, _BROKEN = range(5)
+"""States of one side. No `Enum`: looking its members up takes longer than what is done in between."""
 
 
 class _Connection:
@@ -355,7 +351,7 @@ class _Connection:
 
     __slots__ = ("_buffer", "_ended", "_limit", "_state")
 
-    def __init__(self, limit: int, state: _State) -> None:
+    def __init__(self, limit: int, state: int) -> None:
         self._limit = limit
         self._state = state
         self._buffer: bytes | bytearray = b""  # most frames arrive whole and are never copied together
@@ -363,7 +359,7 @@ class _Connection:
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes that arrived, or b"" at their end. What comes after the frame is dropped."""
-        if self._state is not _State.RECEIVING:
+        if self._state != _RECEIVING:
             return
         if not data:
             self._ended = True
@@ -378,7 +374,7 @@ class _Connection:
 
     def _next_frame(self) -> bytes | Signal:
         """The message of the frame; not to be called again once it gave one or raised."""
-        self._state = _State.BROKEN
+        self._state = _BROKEN
         size = len(self._buffer)
         if size >= LENGTH_SIZE:
             length = int.from_bytes(self._buffer[:LENGTH_SIZE], "little")
@@ -387,7 +383,7 @@ class _Connection:
             if size >= LENGTH_SIZE + length:
                 return bytes(self._buffer[LENGTH_SIZE : LENGTH_SIZE + length])
         if not self._ended:
-            self._state = _State.RECEIVING
+            self._state = _RECEIVING
             return NEED_DATA
         if not size:
             return CLOSED
@@ -404,29 +400,29 @@ class ServerConnection(_Connection):
     __slots__ = ("_exchange",)
 
     def __init__(self, max_request: int = MAX_REQUEST) -> None:
-        super().__init__(max_request, _State.RECEIVING)
+        super().__init__(max_request, _RECEIVING)
 
     def next_event(self) -> Request | IncompleteRequest | NeedData | Closed:
         """The request, once it is whole. After it, this side speaks: asking again is a mistake."""
-        if self._state is not _State.RECEIVING:
+        if self._state != _RECEIVING:
             raise LocalProtocolError("one connection carries one request")
         frame = self._next_frame()
         if isinstance(frame, Signal):
             return frame
         request = parse_request(frame)
         self._exchange = exchange_of(request)
-        self._state = _State.ANSWERING
+        self._state = _ANSWERING
         return request
 
     def send(self, response: Response) -> bytes:
         """The frame of the response; it must belong to the request."""
-        if self._state is not _State.ANSWERING:
+        if self._state != _ANSWERING:
             raise LocalProtocolError("there is no request to answer")
         exchange = self._exchange
         if type(response) is not exchange.response:
             raise LocalProtocolError(f"{type(response).__name__} does not answer {exchange.name}")
         frame = _frame(response_bytes(response, exchange))
-        self._state = _State.DONE
+        self._state = _DONE
         return frame
 
 
@@ -439,20 +435,20 @@ class ClientConnection(_Connection):
     __slots__ = ("_exchange",)
 
     def __init__(self, max_response: int = MAX_RESPONSE) -> None:
-        super().__init__(max_response, _State.IDLE)
+        super().__init__(max_response, _IDLE)
 
     def send(self, request: DcapRequest) -> bytes:
         """The frame of the request."""
-        if self._state is not _State.IDLE:
+        if self._state != _IDLE:
             raise LocalProtocolError("one connection carries one request")
         frame = _frame(request_bytes(request))
         self._exchange = exchange_of(request)
-        self._state = _State.RECEIVING
+        self._state = _RECEIVING
         return frame
 
     def next_event(self) -> Response | NeedData:
         """The response, once it is whole."""
-        if self._state is not _State.RECEIVING:
+        if self._state != _RECEIVING:
             raise LocalProtocolError("no response is due")
         frame = self._next_frame()
         if frame is NEED_DATA:
@@ -460,7 +456,7 @@ class ClientConnection(_Connection):
         if isinstance(frame, Signal):
             raise RemoteProtocolError(f"the service closed the connection without an answer to {self._exchange.name}")
         response = parse_response(frame, self._exchange)
-        self._state = _State.DONE
+        self._state = _DONE
         return response
 
 

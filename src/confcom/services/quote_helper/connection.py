@@ -7,7 +7,6 @@ import asyncio
 import select
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from confcom.protocols.aesm import (
@@ -80,8 +79,13 @@ class Conversation:
 
     __slots__ = (
         "_connection", "_duration", "_ended", "_error", "_error_code", "_reason", "_received", "_sent", "_socket",
-        "_status", "credentials", "has_turn", "over_limit", "peer", "request", "started",
+        "_status", "call", "credentials", "has_turn", "over_limit", "peer", "request", "since", "started",
     )  # fmt: skip
+
+    call: PlatformCall
+    """What only the platform can answer, once `since` is set."""
+    since: float
+    """When such a request was read, on the event loop's clock."""
 
     def __init__(
         self, client: _socket.socket, peer: Peer, credentials: bytes, max_request: int, started: float
@@ -183,12 +187,3 @@ class Conversation:
             self.peer.name,
             self._ended,
         )
-
-
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """A request that only the platform can answer; `since` is when it was read, on the event loop's clock."""
-
-    conversation: Conversation
-    call: PlatformCall
-    since: float

@@ -26,7 +26,7 @@ import structlog
 from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA, GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
-from confcom.services.quote_helper.connection import Conversation, PendingRequest
+from confcom.services.quote_helper.connection import Conversation
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
@@ -190,7 +190,7 @@ class AesmFront:
             monotonic=time.monotonic,
             remembered=remembered,
         )
-        self.queue: FairQueue[PendingRequest] = FairQueue()
+        self.queue: FairQueue[Conversation] = FairQueue()
         # Connections whose request has not arrived, oldest first. Of these, `_turns` are to be read now, and `_watched`
         # wait for more bytes. `_writing` wait for the client to read.
         self._silent: dict[Conversation, None] = {}
@@ -246,9 +246,8 @@ class AesmFront:
         self._arrivals.close()
         self.peers.close()
 
-    def deliver(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
-        """Send the answer to a pending request."""
-        conversation = pending.conversation
+    def deliver(self, conversation: Conversation, answer: Answer, duration: float | None = None) -> None:
+        """Send the answer to a request that waited."""
         self._in_hand.pop(conversation, None)
         if not conversation.is_closed:
             try:
@@ -257,7 +256,7 @@ class AesmFront:
                 self._end(conversation, str(error))
             else:
                 self._end_or_wait(conversation, rest)
-            request, response = pending.call.request, answer.response
+            request, response = conversation.request, answer.response
             if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
                 self.last_quote = ClientQuote(request.report, response.quote)
                 self.enclaves.record(conversation.peer.name, response.quote, conversation.started)
@@ -396,7 +395,8 @@ class AesmFront:
         except (ProtocolError, OSError) as error:
             self._finish(conversation, str(error))
             return True
-        self._enqueue(PendingRequest(conversation, plan, self._now()))
+        conversation.call, conversation.since = plan, self._now()
+        self._enqueue(conversation)
         return True
 
     def _mark_received(self, conversation: Conversation) -> None:
@@ -407,24 +407,23 @@ class AesmFront:
             del self._silent[conversation]
             del conversation.peer.silent[conversation]
 
-    def _enqueue(self, pending: PendingRequest) -> None:
-        conversation = pending.conversation
+    def _enqueue(self, conversation: Conversation) -> None:
         peer = conversation.peer
         self._in_hand[conversation] = None
         if conversation.over_limit:
-            self._refuse(pending, f"{peer.name} has {self._config.max_connections_per_peer} connections already")
+            self._refuse(conversation, f"{peer.name} has {self._config.max_connections_per_peer} connections already")
         elif not self.peers.take_token(peer):
             self._metrics.over_limit("rate")
-            self._refuse(pending, f"{peer.name} asks more than {self._config.peer_rate:g} times a second")
+            self._refuse(conversation, f"{peer.name} asks more than {self._config.peer_rate:g} times a second")
         else:
             in_hand = 0 if self._quoting is None else self._quoting.in_hand
-            displaced = self.queue.push(peer.name, pending, limit=self._config.max_waiting - in_hand)
+            displaced = self.queue.push(peer.name, conversation, limit=self._config.max_waiting - in_hand)
             if displaced is not None:
                 self._metrics.over_limit("waiting")
                 self._refuse(displaced, f"{len(self.queue) + in_hand} requests wait for the platform already")
 
-    def _refuse(self, pending: PendingRequest, reason: str) -> None:
-        self.deliver(pending, self._broker.refuse(pending.call.request, PlatformBusy(reason)))
+    def _refuse(self, conversation: Conversation, reason: str) -> None:
+        self.deliver(conversation, self._broker.refuse(conversation.call.request, PlatformBusy(reason)))
 
     def _end_or_wait(self, conversation: Conversation, rest: bytes) -> None:
         if not rest:
@@ -463,8 +462,8 @@ class AesmFront:
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(TICK, self._tick)
         due = self._now() - self._config.answer_timeout
-        for pending in self.queue.remove_if(lambda pending: pending.since <= due):
-            self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
+        for late in self.queue.remove_if(lambda waiting: waiting.since <= due):
+            self._refuse(late, f"the platform did not answer within {self._config.answer_timeout:g} s")
         self._expire()
         self._look_at_floods()
         self.peers.forget()

@@ -18,7 +18,7 @@ import structlog
 
 from confcom.errors import PlatformBusy, PlatformError
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
-from confcom.services.quote_helper.connection import PendingRequest
+from confcom.services.quote_helper.connection import Conversation
 from confcom.services.runtime.listener import FairQueue
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
@@ -34,7 +34,7 @@ LEFT_AFTER = 0.02
 """Seconds of waiting after which the client may have left: looked up before the quote is made."""
 
 
-Deliver: TypeAlias = Callable[[PendingRequest, Answer, float | None], None]
+Deliver: TypeAlias = Callable[[Conversation, Answer, float | None], None]
 """Takes an answer to a pending request, and the seconds that the platform took (None: it was not asked)."""
 
 
@@ -43,7 +43,7 @@ class Begun:
     """A request that was sent to the platform's process. `pending` is None once its client got BUSY."""
 
     call: PlatformCall
-    pending: PendingRequest | None
+    pending: Conversation | None
     at: float
 
 
@@ -55,7 +55,7 @@ class AheadQuoting:
     """
 
     def __init__(
-        self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver, *, answer_timeout: float
+        self, broker: AesmBroker, queue: FairQueue[Conversation], deliver: Deliver, *, answer_timeout: float
     ) -> None:
         self._broker = broker
         self._queue = queue
@@ -65,7 +65,7 @@ class AheadQuoting:
         self._thread = WorkerThreads("platform", threads=1, max_waiting=AHEAD)  # one more, for the warm-up
         self._calls: set[asyncio.Task[None]] = set()
         self._begun: deque[Begun] = deque()
-        self._again: deque[PendingRequest] = deque()
+        self._again: deque[Conversation] = deque()
         self._watched = -1
 
     @property
@@ -107,12 +107,12 @@ class AheadQuoting:
             call.cancel()
         self._thread.close(0)
 
-    def _begin(self, pending: PendingRequest) -> bool:
+    def _begin(self, pending: Conversation) -> bool:
         """Send the queue's first request to the platform, or refuse it if its client left; False if it stays queued."""
         if self._calls or self._thread.under_way or len(self._begun) >= AHEAD:
             return False
         now = time.monotonic()
-        if now - pending.since > LEFT_AFTER and not pending.conversation.is_wanted():
+        if now - pending.since > LEFT_AFTER and not pending.is_wanted():
             self._queue.pop()
             self._deliver(pending, _left(self._broker, pending), None)
             return True
@@ -156,7 +156,7 @@ class AheadQuoting:
         if now - self._begun[0].at > HANGS_AFTER:
             self._end()
 
-    async def _perform(self, pending: PendingRequest) -> None:
+    async def _perform(self, pending: Conversation) -> None:
         started = None
 
         def call() -> Answer:
@@ -190,7 +190,7 @@ class AheadQuoting:
 class QuickQuoting:
     """The event loop quotes itself."""
 
-    def __init__(self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver) -> None:
+    def __init__(self, broker: AesmBroker, queue: FairQueue[Conversation], deliver: Deliver) -> None:
         self._broker = broker
         self._queue = queue
         self._deliver = deliver
@@ -229,13 +229,13 @@ class QuickQuoting:
         self.pump()
 
 
-def _left(broker: AesmBroker, pending: PendingRequest) -> Answer:
+def _left(broker: AesmBroker, pending: Conversation) -> Answer:
     return broker.refuse(pending.call.request, PlatformBusy("the client left before its turn"))
 
 
-def _answer(broker: AesmBroker, pending: PendingRequest, *, look: bool = True) -> Answer:
+def _answer(broker: AesmBroker, pending: Conversation, *, look: bool = True) -> Answer:
     """Have the platform answer. With `look`, a client that left gets no quote."""
-    if look and not pending.conversation.is_wanted():
+    if look and not pending.is_wanted():
         return _left(broker, pending)
     return _guarded(broker, pending.call, broker.perform)
 

@@ -15,10 +15,10 @@ from aesm_wire import KEY_ID
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.interface import QuoteResult
-from confcom.protocols.aesm import GetQuoteExRequest, GetQuoteExResponse, GetQuoteSizeExRequest
+from confcom.protocols.aesm import GetQuoteExRequest, GetQuoteExResponse, GetQuoteSizeExRequest, Request
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
-from confcom.services.quote_helper.connection import Conversation, PendingRequest
+from confcom.services.quote_helper.connection import Conversation
 from confcom.services.quote_helper.helper_quoting import HANGS_AFTER, AheadQuoting
 from confcom.services.quote_helper.peers import Peer
 from confcom.services.runtime.listener import FairQueue
@@ -53,10 +53,12 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def pending(broker: AesmBroker, client: socket.socket, since: float) -> PendingRequest:
-    plan = broker.plan(REQUEST)
+def pending(broker: AesmBroker, client: socket.socket, since: float, request: Request = REQUEST) -> Conversation:
+    plan = broker.plan(request)
     assert isinstance(plan, PlatformCall)
-    return PendingRequest(Conversation(client, Peer("uid 1", 1, since), bytes(12), 4096, since), plan, since)
+    made = Conversation(client, Peer("uid 1", 1, since), bytes(12), 4096, since)
+    made.call, made.since = plan, since
+    return made
 
 
 async def test_the_thread_makes_the_next_call_while_the_loop_is_busy(
@@ -65,7 +67,7 @@ async def test_the_thread_makes_the_next_call_while_the_loop_is_busy(
     platform = SlowPlatform()
     broker = AesmBroker(platform)
     answers: list[Answer] = []
-    queue: FairQueue[PendingRequest] = FairQueue()
+    queue: FairQueue[Conversation] = FairQueue()
     loop = asyncio.get_running_loop()
     quoting = AheadQuoting(broker, queue, lambda one, answer, duration=None: answers.append(answer), answer_timeout=60)
     for _ in range(3):
@@ -87,7 +89,7 @@ async def test_the_time_in_the_queue_counts(ends: tuple[socket.socket, socket.so
     platform = SlowPlatform()
     broker = AesmBroker(platform)
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    queue: FairQueue[PendingRequest] = FairQueue()
+    queue: FairQueue[Conversation] = FairQueue()
     quoting = AheadQuoting(
         broker, queue, lambda one, answer, duration=None: answered.set_result(answer), answer_timeout=1000
     )
@@ -131,19 +133,16 @@ class Stage:
     """Quoting over a platform that takes requests ahead, the queue before it and what it delivered."""
 
     platform: AheadPlatform
-    queue: FairQueue[PendingRequest]
+    queue: FairQueue[Conversation]
     quoting: AheadQuoting
-    answers: list[tuple[PendingRequest, Answer]]
+    answers: list[tuple[Conversation, Answer]]
     client: socket.socket
     broker: AesmBroker
 
-    def ask(self, number: int, since: float = 0.0) -> PendingRequest:
+    def ask(self, number: int, since: float = 0.0) -> Conversation:
         """Queue a request over a report of such bytes and have it begun."""
         request = GetQuoteExRequest(bytes([number]) * 432, 8192, KEY_ID)
-        plan = self.broker.plan(request)
-        assert isinstance(plan, PlatformCall)
-        began = since or asyncio.get_running_loop().time()
-        asked = PendingRequest(Conversation(self.client, Peer("uid 1", 1, 0), bytes(12), 4096, began), plan, began)
+        asked = pending(self.broker, self.client, since or asyncio.get_running_loop().time(), request)
         self.queue.push("uid 1", asked)
         self.quoting.pump()
         return asked
@@ -164,7 +163,7 @@ def _shown(answer: Answer) -> bytes:
 
 @pytest.fixture
 async def stage(ends: tuple[socket.socket, socket.socket]) -> AsyncIterator[Stage]:
-    platform, queue, answers = AheadPlatform(), FairQueue[PendingRequest](), []  # type: ignore[var-annotated]
+    platform, queue, answers = AheadPlatform(), FairQueue[Conversation](), []  # type: ignore[var-annotated]
     broker = AesmBroker(platform)
     quoting = AheadQuoting(broker, queue, lambda one, answer, duration=None: answers.append((one, answer)),
                            answer_timeout=100)  # fmt: skip
@@ -194,10 +193,7 @@ async def test_two_requests_are_at_the_platform_and_the_rest_waits_its_turn(stag
 
 async def test_nothing_is_begun_beside_a_call_of_the_thread(stage: Stage) -> None:
     """Both read answers from one process."""
-    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
-    assert isinstance(plan, PlatformCall)
-    now = asyncio.get_running_loop().time()
-    size = PendingRequest(Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now), plan, now)
+    size = pending(stage.broker, stage.client, asyncio.get_running_loop().time(), GetQuoteSizeExRequest(KEY_ID))
     stage.queue.push("uid 1", size)
     stage.quoting.pump()
     stage.ask(1)
@@ -208,11 +204,8 @@ async def test_nothing_is_begun_beside_a_call_of_the_thread(stage: Stage) -> Non
 
 async def test_a_full_queue_goes_back_from_the_thread_to_the_process(stage: Stage) -> None:
     """Else one call of the thread would slow down all quotes until the queue is empty for once."""
-    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
-    assert isinstance(plan, PlatformCall)
     now = asyncio.get_running_loop().time()
-    conversation = Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now)
-    stage.queue.push("uid 1", PendingRequest(conversation, plan, now))
+    stage.queue.push("uid 1", pending(stage.broker, stage.client, now, GetQuoteSizeExRequest(KEY_ID)))
     for number in (1, 2, 3):
         stage.ask(number)
     await stage.answered(2)
@@ -228,11 +221,8 @@ async def test_a_new_channel_with_the_number_of_the_old_one_is_watched(stage: St
     stage.ask(1)
     stage.platform.theirs.send(b"+")
     assert await stage.answered(2) == [b"\0", b"\1"]
-    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
-    assert isinstance(plan, PlatformCall)
     now = asyncio.get_running_loop().time()
-    conversation = Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now)
-    stage.queue.push("uid 1", PendingRequest(conversation, plan, now))
+    stage.queue.push("uid 1", pending(stage.broker, stage.client, now, GetQuoteSizeExRequest(KEY_ID)))
     stage.quoting.pump()
     await asyncio.sleep(0)  # the call is the thread's now
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
