@@ -96,7 +96,7 @@ def _each(seconds: float, ways: list[Way]) -> Iterator[Row]:
         stage = Stage(Path(name))
         asked = stage.requests()["quotes"]
         abuser, reference = (stage.build(program) for program in ("aesm_abuse", "aesm_reference"))
-        work = int(1e9 / stage.platform_rate())
+        work = int(stage.quote_seconds() * 1e9)
         for one in [None, *ways]:
             plain = subprocess.Popen(
                 ["prlimit", f"--nofile={PLENTY}:{PLENTY}", reference, stage.path, str(asked.least + 14), str(work)],

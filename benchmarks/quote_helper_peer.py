@@ -3,7 +3,7 @@
 The peers are Intel's own server code, where AESM_SOURCE names its source (`aesm_intel`), and a plain C service; beside
 the QE in software also the least that one thread of Python can do (`aesm_bare`): accept, receive, sign, send, close.
 
-First with a QE in software: ours is the simulated platform, the peers spin for one P-256 signature of this machine.
+First with a QE in software: ours is the simulated platform, the peers spin for as long as it takes for a quote.
 Then with a QE that takes as long as one in hardware (`QE_SECONDS`, processor time, spun in all): ours is behind
 Intel's platform with the stand-in for Intel's library, in a process of its own as on hardware.
 """
@@ -16,13 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from benchmarks.aesm_intel import build_intel_server
 from benchmarks.helper_load import Asked, Load, Stage, asked, used_seconds
@@ -43,8 +39,6 @@ QE_SECONDS = 0.0035
 """3 to 4 ms were measured for a quote over a socket to hardware (attestation-rs, pull request 30)."""
 STAND_IN_QUOTE = 4700
 """Bytes of the stand-in's quotes."""
-SIGNATURES = 20_000
-"""To measure what one costs, in processor time as the peers spin it."""
 ROUNDS = 4
 SECONDS = 0.5
 """Of one turn with a QE in software; with the other one, twice as long."""
@@ -61,7 +55,7 @@ def rows() -> Iterator[Row]:
         else:
             print(f"  without Intel's server: {intel}")
         quotes = stage.requests()["quotes"]
-        work = _signature_seconds()
+        work = stage.quote_seconds()
         ours = stage.start()
         bare: Commands = {"bare Python": [Path(sys.executable), Path(__file__).with_name("aesm_bare.py")]}
         yield from _beside(stage, ours, quotes, programs | bare, work, "QE in software", SECONDS)
@@ -118,14 +112,6 @@ def _row(name: str, ours: list[Turn], others: list[Turn], peer: str) -> Row:
     note = f"p99 {tail * 1e6:,.0f} beside {other_tail * 1e6:,.0f} µs, ratio {tail / other_tail:.2f}; "
     note += f"processor {number(used * 1e6)} beside {number(other_used * 1e6)} µs each; {failed} failed"
     return Row(name, per_second, beside=other, peer=peer, note=note)
-
-
-def _signature_seconds() -> float:
-    key, algorithm = ec.generate_private_key(ec.SECP256R1()), ec.ECDSA(SHA256())
-    begin = time.process_time()
-    for _ in range(SIGNATURES):
-        key.sign(bytes(432), algorithm)
-    return (time.process_time() - begin) / SIGNATURES
 
 
 def _wait_until_ready(process: subprocess.Popen[str]) -> None:
