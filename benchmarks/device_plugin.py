@@ -24,8 +24,7 @@ from typing import Any
 
 from benchmarks.measure import Row, percentile, show, spread
 from benchmarks.simulated import simulated_world
-from confcom.devices.declared_node import declare_node, parse_epc_sizes
-from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT
+from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT, declare_node, parse_epc_sizes
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import Row, show
-from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
 from confcom.devices.processes import (
     EnclaveDevice,
@@ -26,6 +25,7 @@ from confcom.devices.processes import (
     count_use,
     parse_mapping,
 )
+from confcom.devices.sgx_node import declare_node
 
 SIZES = (200, 2000)
 HOLDERS = 10

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from confcom.devices.declared_node import declare_node
+from confcom.devices.sgx_node import declare_node
 
 UID = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
 """Of the pod whose cgroup has the containers."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.host import Host
+from confcom.devices.sgx_node import declare_node, parse_epc_sizes
 from confcom.services.device_plugin.plugin import serve
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig, PluginEvent
 from kubelet_emulator import KubeletEmulator, wait_until

@@ -21,8 +21,7 @@ from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.platforms.interface import LocalEnclave, Platform
 from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import MachineFile, SimulatedMachine
-from confcom.simulator.processor import HARDWARE
+from confcom.simulator.machine import HARDWARE, MachineFile, SimulatedMachine
 from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 
 if TYPE_CHECKING:

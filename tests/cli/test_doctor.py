@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
+from confcom.devices.sgx_node import declare_node
 from confcom.errors import ExitCode
 from confcom.wiring import create_machine_file, export_simulated_collateral
 from recording_platform import RecordingPlatform

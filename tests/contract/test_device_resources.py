@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
 from confcom.devices.resources import DeviceResource, DeviceSlots, EpcUnits, HelperEpc, HelperSlots, Inventory
-from confcom.devices.sgx_node import find_sgx
+from confcom.devices.sgx_node import declare_node, find_sgx
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.kubelet import MAX_DEVICE_ID
 

@@ -14,8 +14,7 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report
 from confcom.pki.chain import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import MachineFile, MachineTcb, PckCa, SimulatedMachine
-from confcom.simulator.processor import REPORT_SCHEMES
+from confcom.simulator.machine import REPORT_SCHEMES, MachineFile, MachineTcb, PckCa, SimulatedMachine
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

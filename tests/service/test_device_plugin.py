@@ -15,8 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
+from confcom.devices.sgx_node import declare_node
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb

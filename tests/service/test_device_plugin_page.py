@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
+from confcom.devices.sgx_node import declare_node
 from kubelet_emulator import KubeletEmulator, wait_until
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin

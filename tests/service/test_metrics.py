@@ -211,7 +211,7 @@ async def test_a_forked_process_counts_once(node: Node, api: EpcApi, folder: Pat
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from confcom.devices.declared_node import map_enclave_memory\n"
+        "from confcom.devices.sgx_node import map_enclave_memory\n"
         "held = map_enclave_memory(Path(sys.argv[1]), 5 << 20)\n"
         "child = os.fork()\n"
         "if child: print(child, flush=True)\n"

@@ -231,7 +231,7 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
     if config.simulated_machine is None:
         raise ConfigError("a simulated node needs a machine file", advice=NO_MACHINE_ADVICE)
     # Here, because a real node needs none of these.
-    from confcom.devices.declared_node import declare_node, parse_epc_sizes
+    from confcom.devices.sgx_node import declare_node, parse_epc_sizes
     from confcom.wiring import read_machine_file
 
     # A malformed file fails here, not in every container.

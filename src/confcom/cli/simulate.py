@@ -128,7 +128,7 @@ def hold(epc: str, device: Path, seconds: float | None) -> None:
     It acts as a simulated enclave and uses no memory. Run it in a container on a simulated node. What it maps counts
     as EPC of this container.
     """
-    from confcom.devices.declared_node import map_enclave_memory, parse_epc_sizes
+    from confcom.devices.sgx_node import map_enclave_memory, parse_epc_sizes
 
     size = sum(parse_epc_sizes(epc))
     ends = {signal.SIGTERM, signal.SIGINT}

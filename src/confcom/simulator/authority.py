@@ -33,8 +33,15 @@ from confcom.simulator.documents import (
     pem,
 )
 from confcom.simulator.enclaves import QE3_ISV_SVN, ProvisioningCertificationEnclave
-from confcom.simulator.keys import check_seed, derive_p256_key
-from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
+from confcom.simulator.machine import (
+    DEFAULT_TCB,
+    FMSPC,
+    MachineTcb,
+    PckCa,
+    SimulatedMachine,
+    check_seed,
+    derive_p256_key,
+)
 
 SOURCE = "simulated authority"
 QVE_ATTRIBUTES = b"\x01" + bytes(15)

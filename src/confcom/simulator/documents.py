@@ -24,8 +24,7 @@ from cryptography.x509.oid import NameOID
 from confcom.errors import ConfigError
 from confcom.formats.attestation_key_id import INTEL_QE3_MR_SIGNER
 from confcom.protocols.pcs import Tee
-from confcom.simulator.keys import sign_raw
-from confcom.simulator.machine import MachineTcb
+from confcom.simulator.machine import MachineTcb, sign_raw
 
 _SECOND = timedelta(seconds=1)
 

@@ -39,8 +39,14 @@ from confcom.formats.sgx import (
     TdReportBody15,
 )
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure
-from confcom.simulator.keys import aes_cmac, derive_p256_key, raw_public_key, sign_raw
-from confcom.simulator.machine import SimulatedEnclave, SimulatedMachine
+from confcom.simulator.machine import (
+    SimulatedEnclave,
+    SimulatedMachine,
+    aes_cmac,
+    derive_p256_key,
+    raw_public_key,
+    sign_raw,
+)
 
 _ATTRIBUTES = Attributes(int(AttributeFlags.INIT | AttributeFlags.MODE64BIT | AttributeFlags.PROVISIONKEY), XFRM_AVX512)
 

@@ -10,8 +10,7 @@ from confcom.collateral.pck_rules import CertificatesUnavailable, select_pck_cer
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.documents import PlatformTcbLevel, SimulatedTcbInfo
-from confcom.simulator.keys import derive_p256_key
-from confcom.simulator.machine import MachineTcb
+from confcom.simulator.machine import MachineTcb, derive_p256_key
 
 FMSPC = bytes.fromhex("00606a000000")
 DAY = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)

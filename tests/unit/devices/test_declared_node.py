@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.host import Host
-from confcom.devices.sgx_node import EpcSection, find_cpu_flags, find_sgx
+from confcom.devices.sgx_node import EpcSection, declare_node, find_cpu_flags, find_sgx, parse_epc_sizes
 from confcom.errors import ConfigError
 
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
 from confcom.devices.resources import EpcUnits
-from confcom.devices.sgx_node import find_sgx
+from confcom.devices.sgx_node import declare_node, find_sgx
 
 
 def nodes_of(host: Host) -> set[tuple[int, ...]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from confcom.devices import processes
-from confcom.devices.declared_node import declare_node, map_enclave_memory
 from confcom.devices.host import Host
 from confcom.devices.processes import MAX_STUCK, CgroupOwner, EnclaveDevice, ProcessFinder
+from confcom.devices.sgx_node import declare_node, map_enclave_memory
 from confcom.errors import ConfigError
 
 POD, ONE = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4

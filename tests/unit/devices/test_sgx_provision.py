@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.resources import DeviceSlots, check_holder
-from confcom.devices.sgx_node import find_sgx
+from confcom.devices.sgx_node import declare_node, find_sgx
 from confcom.errors import PlatformUnavailable, PolicyError
 from confcom.protocols.kubelet import Holder
 

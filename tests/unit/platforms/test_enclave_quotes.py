@@ -14,8 +14,7 @@ from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.interface import QuoteResult
 from confcom.platforms.quoting import EnclaveQuoteSource
 from confcom.simulator.enclaves import QE3
-from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.processor import report_scheme
+from confcom.simulator.machine import REPORT_SCHEMES, SimulatedMachine
 from confcom.simulator.world import SimulatedPlatform
 
 DATA = bytes(range(64))
@@ -154,6 +153,6 @@ def test_an_enclave_of_the_sdks_simulation_mode_learns_who_takes_its_reports(wor
         def quote(self, report: Report, *_: object, **__: object) -> QuoteResult:
             raise ReportRejected("the AESM service answered GetQuoteEx with 47 (INVALID_REPORT)")
 
-    enclave = SimulatedMachine(bytes(32), report_scheme=report_scheme("sdk-simulation")).launch(QE3)
+    enclave = SimulatedMachine(bytes(32), report_scheme=REPORT_SCHEMES["sdk-simulation"]).launch(QE3)
     with pytest.raises(ReportRejected, match="only simulated machines take those"):
         EnclaveQuoteSource(Refusing(world.machine, world.authority), enclave).quote(DATA)

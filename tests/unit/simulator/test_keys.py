@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from confcom.errors import ConfigError
-from confcom.simulator.keys import (
+from confcom.simulator.machine import (
     P256_ORDER,
     aes_cmac,
     check_seed,

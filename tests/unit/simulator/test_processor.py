@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 
 from confcom.formats.sgx import AttributeFlags, Attributes, TargetInfo
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.processor import PKCS1_PADDING, KeyDependencies, Processor
+from confcom.simulator.machine import PKCS1_PADDING, KeyDependencies, Processor
 
 CPU_SVN = bytes(range(1, 17))
 FLAGS = AttributeFlags.INIT | AttributeFlags.MODE64BIT

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.devices.resources import EpcUnits
-from confcom.devices.sgx_node import find_sgx
+from confcom.devices.sgx_node import declare_node, find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
 from confcom.services.device_plugin.kubelet_plugin import ResourceServer
