@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 import sqlalchemy as sa
@@ -40,6 +40,7 @@ from confcom.collateral.store.schema import (
 )
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ClockError, CollateralError, ConfigError, FormatError
+from confcom.formats.arguments import decode_json
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.signed_json import Hex2, Hex6, Hex16
 from confcom.pki.certificate import MAX_CRL, MAX_PEM
@@ -76,7 +77,6 @@ _Source = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"\A[^\0]*\Z")]
 """PostgreSQL keeps no text with a zero character."""
 _Manifest = Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)]
 
-T = TypeVar("T")
 Keep = Callable[[sa.Connection], bool]
 """Keeps what a line holds in the transaction that is open; whether it is new."""
 
@@ -283,18 +283,18 @@ def _read(
     store: CollateralStore, file: BinaryIO, now: datetime, imported: Imported
 ) -> Iterator[tuple[int, tuple[Document, tuple[Sighting, ...]] | Keep]]:
     """The size of each line, and what it holds."""
-    _decode(_line_of(file, 1), _HEADER, 1)
+    decode_json(_line_of(file, 1), _HEADER, STRUCTURE, "line 1")
     for number in range(2, MAX_LINES + 3):
-        line = _line_of(file, number)
+        line, field = _line_of(file, number), f"line {number}"
         if line.startswith(b'{"end"'):
-            _check_end(_decode(line, _END, number).end, number - 2, file)
+            _check_end(decode_json(line, _END, STRUCTURE, field).end, number - 2, file)
             return
         if line.startswith(PLATFORM_LINE):
-            yield len(line), _read_platform_line(store, line, number, now)
+            yield len(line), _read_platform_line(store, line, field, now)
             continue
-        document, sightings = _document(_decode(line, _LINE, number), number)
+        document, sightings = _document(decode_json(line, _LINE, STRUCTURE, field), field)
         imported.ahead = max(imported.ahead, *(one.seen - now for one in sightings))
-        seen = tuple(replace(one, seen=at_most(one.seen, now, f"line {number}")) for one in sightings)
+        seen = tuple(replace(one, seen=at_most(one.seen, now, field)) for one in sightings)
         yield len(line), (document, seen)
     raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
 
@@ -321,13 +321,6 @@ def _check_end(stated: int, found: int, file: BinaryIO) -> None:
         raise FormatError(f"states {stated} lines, found {found}", structure=STRUCTURE, field="end")
     if file.read(1):
         raise FormatError("is not the last line", structure=STRUCTURE, field="end")
-
-
-def _decode(line: bytes, decoder: msgspec.json.Decoder[T], number: int) -> T:
-    try:
-        return decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"{error}", structure=STRUCTURE, field=f"line {number}") from error
 
 
 def at_most(seen: datetime, now: datetime, what: str) -> datetime:
@@ -360,8 +353,7 @@ def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
     )
 
 
-def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]:
-    where = f"line {number}"
+def _document(line: _Line, where: str) -> tuple[Document, tuple[Sighting, ...]]:
     try:
         body = base64.b64decode(line.body, validate=True)
         key = DocumentKey(
@@ -473,9 +465,9 @@ def _raw_tcb(row: Any) -> _RawTcb | None:  # noqa: ANN401 - of registrations, or
     return _RawTcb(row.cpu_svn, row.pce_svn) if row.cpu_svn else None
 
 
-def _read_platform_line(store: CollateralStore, data: bytes, number: int, now: datetime) -> Keep:
+def _read_platform_line(store: CollateralStore, data: bytes, field: str, now: datetime) -> Keep:
     """Verify a line and give what keeps it."""
-    line, field = _decode(data, _PLATFORM_LINE, number), f"line {number}"
+    line = decode_json(data, _PLATFORM_LINE, STRUCTURE, field)
 
     def at(time: datetime) -> int:
         return seconds(at_most(time, now, field))

@@ -35,6 +35,7 @@ from confcom.collateral.store.platforms import (
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import decode_json
 from confcom.formats.json_walk import JsonWalk, Span
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
@@ -280,10 +281,7 @@ _CERTIFICATES = msgspec.json.Decoder(_Certificates)
 
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[T], field: str) -> T:
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field=field) from error
+    return decode_json(data, decoder, STRUCTURE, field)
 
 
 def _bounded(spans: Iterator[Span], most: int, field: str) -> list[Span]:

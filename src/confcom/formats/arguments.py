@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, FormatError
 
 T = TypeVar("T")
 
@@ -206,10 +206,29 @@ def members_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_members_once(data: bytes) -> None:
+def check_members_once(data: bytes | str) -> None:
     """Refuse JSON in which a member stands twice: msgspec takes the last of them, other readers the first.
 
     Raises:
         ValueError: a member stands twice.
     """
     json.loads(data, object_pairs_hook=members_once)
+
+
+def decode_json(
+    data: bytes | str,
+    decoder: msgspec.json.Decoder[T],
+    structure: str,
+    field: str = "",
+    *,
+    once: bool = False,
+    problem: str = "not the documented JSON",
+) -> T:
+    """JSON as its decoder reads it; anything else is a `FormatError`. With `once` no member stands twice (above)."""
+    try:
+        found = decoder.decode(data)
+        if once:
+            check_members_once(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FormatError(f"{problem}: {error}", structure=structure, field=field) from error
+    return found

@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.arguments import check_members_once, decode_base64, encode_base64url
+from confcom.formats.arguments import decode_base64, decode_json, encode_base64url
 from confcom.pki.der import UNREADABLE, der_reason
 
 MAX_TOKEN = 256 << 10
@@ -161,7 +161,8 @@ class ReadJws:
                 decoded.append(decode_base64(part))
             except ValueError as error:
                 raise FormatError(str(error), structure="JWS", field=name) from None
-        return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2], parts[2])
+        header = decode_json(decoded[0], _OBJECT, "JWS", "header", once=True, problem="is no JSON object")
+        return cls(header, decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2], parts[2])
 
     @property
     def exact(self) -> bool:
@@ -177,7 +178,7 @@ class ReadJws:
 
     def claims(self) -> dict[str, Any]:
         """The payload as a JSON object, unverified; anything else is a `FormatError`."""
-        return _object(self.payload, "payload")
+        return decode_json(self.payload, _OBJECT, "JWS", "payload", once=True, problem="is no JSON object")
 
     def verify(self, public: object, algorithm: str) -> bool:
         """Whether the signature is of this key under this algorithm, which the caller chose and the header repeats."""
@@ -190,15 +191,6 @@ class ReadJws:
 
 
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
-
-
-def _object(data: bytes, field: str) -> dict[str, Any]:
-    try:
-        found = _OBJECT.decode(data)
-        check_members_once(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
-    return found
 
 
 def _signature_of(private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | HeldKey) -> Callable[[bytes], bytes]:

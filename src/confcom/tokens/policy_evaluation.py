@@ -24,7 +24,8 @@ import jmespath.parser
 import jmespath.visitor
 import msgspec
 
-from confcom.errors import ConfcomError, FormatError
+from confcom.errors import ConfcomError
+from confcom.formats.arguments import decode_json
 from confcom.tokens.policy_language import (
     AUTHORIZATION,
     CONFIGURATION,
@@ -211,10 +212,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 def claims_of(recorded: str) -> list[Claim]:
     """The claims in the record of an appraisal: a JSON object of names and values; anything else is a `FormatError`."""
-    try:
-        found = _RECORDED.decode(recorded)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"are no claims: {error}", structure="audit record", field="claims") from None
+    found = decode_json(recorded, _RECORDED, "audit record", "claims", problem="are no claims")
     return service_claims(found)
 
 

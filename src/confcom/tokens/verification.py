@@ -20,7 +20,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import FormatError, PolicyError, VerificationError
-from confcom.formats.arguments import check_members_once, checked_bytes, checked_time, checked_type, checked_values
+from confcom.formats.arguments import checked_bytes, checked_time, checked_type, checked_values, decode_json
 from confcom.formats.sgx import AttributeFlags
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.proof import PROOF, Proof, sealed
@@ -80,11 +80,7 @@ class KeySet:
         checked_time(fetched, "fetched")
         if len(data) > MAX_KEY_SET:
             raise FormatError(f"{len(data)} bytes, at most {MAX_KEY_SET} are read", structure="JWKS", field="")
-        try:
-            given = _JWKS.decode(data)
-            check_members_once(data)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise FormatError(f"is no key set: {error}", structure="JWKS", field="") from None
+        given = decode_json(data, _JWKS, "JWKS", once=True, problem="is no key set")
         if len(given.keys) > MAX_KEYS:
             raise FormatError(
                 f"has {len(given.keys)} keys, at most {MAX_KEYS} are read", structure="JWKS", field="keys"

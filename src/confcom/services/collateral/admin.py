@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, TypeVar, cast
+from typing import Annotated, BinaryIO, Literal, cast
 
 import msgspec
 import structlog
@@ -33,7 +33,7 @@ from confcom.collateral.platform_collateral import (
 from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
-from confcom.formats.arguments import check_members_once
+from confcom.formats.arguments import decode_json
 from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field
 from confcom.services.collateral.answers import (
@@ -68,9 +68,6 @@ MAX_POLICY = 256 * 1024
 """Characters of a policy; Intel's have some thousand."""
 MAX_AGE = 3600
 """Seconds that clients may keep a policy: only an administrator changes it."""
-
-T = TypeVar("T")
-
 
 WRONG_TOKENS = 5
 """Of one address in a minute; after these no token of it is looked at until the minute ends."""
@@ -246,7 +243,7 @@ class Administration:
         named = _updates(request.query_params.get("update", "standard"))
         updates = [request.scope[SET] if update == "standard" else update for update in named]
         async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
-            platform = _decode(body, _PLATFORM, REGISTRATION)
+            platform = decode_json(body, _PLATFORM, REGISTRATION, once=True)
         await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
 
@@ -356,7 +353,7 @@ class Administration:
         return text_answer(id_)
 
     def _put(self, body: bytes) -> str:
-        found = _decode(body, _POLICY, STRUCTURE)
+        found = decode_json(body, _POLICY, STRUCTURE, once=True)
         fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
         return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)
 
@@ -487,14 +484,6 @@ def _time(text: str) -> datetime:
     if time is None or time.tzinfo is None:
         raise FormatError("is no time such as 2026-03-01T12:00:00Z", structure="PCS request", field="not_seen_since")
     return time
-
-
-def _decode(body: bytes, decoder: msgspec.json.Decoder[T], structure: str) -> T:
-    try:
-        check_members_once(body)
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FormatError(f"not the documented JSON: {error}", structure=structure, field="") from error
 
 
 def _fmspcs(text: str) -> list[bytes]:
