@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from types import MappingProxyType
 from typing import Self
 
 from confcom.errors import (
@@ -93,90 +92,82 @@ class AesmStatus(IntEnum):
         return status
 
 
-QUOTE3_STATUS: Mapping[int, AesmStatus] = MappingProxyType(
-    {
-        0xE001: AesmStatus.UNEXPECTED_ERROR,
-        0xE002: AesmStatus.PARAMETER_ERROR,
-        0xE003: AesmStatus.OUT_OF_MEMORY_ERROR,
-        0xE004: AesmStatus.ECDSA_ID_MISMATCH,
-        0xE005: AesmStatus.PATHNAME_BUFFER_OVERFLOW_ERROR,
-        0xE006: AesmStatus.FILE_ACCESS_ERROR,
-        0xE007: AesmStatus.ERROR_STORED_KEY,
-        0xE008: AesmStatus.PUB_KEY_ID_MISMATCH,
-        0xE009: AesmStatus.INVALID_PCE_SIG_SCHEME,
-        0xE00A: AesmStatus.ATT_KEY_BLOB_ERROR,
-        0xE00B: AesmStatus.UNSUPPORTED_ATT_KEY_ID,
-        0xE00C: AesmStatus.UNSUPPORTED_LOADING_POLICY,
-        0xE00D: AesmStatus.INTERFACE_UNAVAILABLE,
-        0xE00E: AesmStatus.PLATFORM_LIB_UNAVAILABLE,
-        0xE00F: AesmStatus.ATT_KEY_NOT_INITIALIZED,
-        0xE010: AesmStatus.ATT_KEY_CERT_DATA_INVALID,
-        0xE011: AesmStatus.NO_PLATFORM_CERT_DATA,
-        0xE012: AesmStatus.OUT_OF_EPC,
-        0xE013: AesmStatus.ERROR_REPORT,
-        0xE014: AesmStatus.ENCLAVE_LOST,
-        0xE015: AesmStatus.INVALID_REPORT,
-        0xE016: AesmStatus.ENCLAVE_LOAD_ERROR,
-        0xE017: AesmStatus.UNABLE_TO_GENERATE_QE_REPORT,
-        0xE018: AesmStatus.KEY_CERTIFICATION_ERROR,
-        0xE019: AesmStatus.NETWORK_ERROR,
-        0xE01A: AesmStatus.MSG_ERROR,
-    }
-)
+QUOTE3_STATUS: Mapping[int, AesmStatus] = {
+    0xE001: AesmStatus.UNEXPECTED_ERROR,
+    0xE002: AesmStatus.PARAMETER_ERROR,
+    0xE003: AesmStatus.OUT_OF_MEMORY_ERROR,
+    0xE004: AesmStatus.ECDSA_ID_MISMATCH,
+    0xE005: AesmStatus.PATHNAME_BUFFER_OVERFLOW_ERROR,
+    0xE006: AesmStatus.FILE_ACCESS_ERROR,
+    0xE007: AesmStatus.ERROR_STORED_KEY,
+    0xE008: AesmStatus.PUB_KEY_ID_MISMATCH,
+    0xE009: AesmStatus.INVALID_PCE_SIG_SCHEME,
+    0xE00A: AesmStatus.ATT_KEY_BLOB_ERROR,
+    0xE00B: AesmStatus.UNSUPPORTED_ATT_KEY_ID,
+    0xE00C: AesmStatus.UNSUPPORTED_LOADING_POLICY,
+    0xE00D: AesmStatus.INTERFACE_UNAVAILABLE,
+    0xE00E: AesmStatus.PLATFORM_LIB_UNAVAILABLE,
+    0xE00F: AesmStatus.ATT_KEY_NOT_INITIALIZED,
+    0xE010: AesmStatus.ATT_KEY_CERT_DATA_INVALID,
+    0xE011: AesmStatus.NO_PLATFORM_CERT_DATA,
+    0xE012: AesmStatus.OUT_OF_EPC,
+    0xE013: AesmStatus.ERROR_REPORT,
+    0xE014: AesmStatus.ENCLAVE_LOST,
+    0xE015: AesmStatus.INVALID_REPORT,
+    0xE016: AesmStatus.ENCLAVE_LOAD_ERROR,
+    0xE017: AesmStatus.UNABLE_TO_GENERATE_QE_REPORT,
+    0xE018: AesmStatus.KEY_CERTIFICATION_ERROR,
+    0xE019: AesmStatus.NETWORK_ERROR,
+    0xE01A: AesmStatus.MSG_ERROR,
+}
 """`quote3_error_t` to the number on the wire; what is not here is 1."""
 
 QUOTE3_QE_REPORT = 0xE017
 """SGX_QL_UNABLE_TO_GENERATE_QE_REPORT, for a platform that was asked for a QE report and gave none."""
 
-ERROR_STATUS: Mapping[type[ConfcomError], AesmStatus] = MappingProxyType(
-    {
-        ConfcomError: AesmStatus.UNEXPECTED_ERROR,
-        FormatError: AesmStatus.PARAMETER_ERROR,
-        PlatformError: AesmStatus.UNEXPECTED_ERROR,
-        PlatformUnavailable: AesmStatus.SERVICE_UNAVAILABLE,
-        PlatformBusy: AesmStatus.BUSY,
-        KeyNotInitialized: AesmStatus.ATT_KEY_NOT_INITIALIZED,
-        UnsupportedKeyId: AesmStatus.UNSUPPORTED_ATT_KEY_ID,
-        ReportRejected: AesmStatus.INVALID_REPORT,
-        NativeError: AesmStatus.UNEXPECTED_ERROR,
-        CollateralError: AesmStatus.NETWORK_ERROR,
-        CollateralNotFound: AesmStatus.NO_PLATFORM_CERT_DATA,
-    }
-)
+ERROR_STATUS: Mapping[type[ConfcomError], AesmStatus] = {
+    ConfcomError: AesmStatus.UNEXPECTED_ERROR,
+    FormatError: AesmStatus.PARAMETER_ERROR,
+    PlatformError: AesmStatus.UNEXPECTED_ERROR,
+    PlatformUnavailable: AesmStatus.SERVICE_UNAVAILABLE,
+    PlatformBusy: AesmStatus.BUSY,
+    KeyNotInitialized: AesmStatus.ATT_KEY_NOT_INITIALIZED,
+    UnsupportedKeyId: AesmStatus.UNSUPPORTED_ATT_KEY_ID,
+    ReportRejected: AesmStatus.INVALID_REPORT,
+    NativeError: AesmStatus.UNEXPECTED_ERROR,
+    CollateralError: AesmStatus.NETWORK_ERROR,
+    CollateralNotFound: AesmStatus.NO_PLATFORM_CERT_DATA,
+}
 """The status that a client of the helper gets for each class of error; other classes have that of their base."""
 
-STATUS_ERROR: Mapping[AesmStatus, type[PlatformError]] = MappingProxyType(
-    {
-        AesmStatus.NO_DEVICE_ERROR: PlatformUnavailable,
-        AesmStatus.SERVICE_STOPPED: PlatformUnavailable,
-        AesmStatus.BUSY: PlatformBusy,
-        AesmStatus.BACKEND_SERVER_BUSY: PlatformBusy,
-        AesmStatus.SERVICE_NOT_AVAILABLE: PlatformUnavailable,
-        AesmStatus.SERVICE_UNAVAILABLE: PlatformUnavailable,
-        AesmStatus.UNSUPPORTED_ATT_KEY_ID: UnsupportedKeyId,
-        AesmStatus.ATT_KEY_NOT_INITIALIZED: KeyNotInitialized,
-        AesmStatus.ERROR_REPORT: ReportRejected,
-        AesmStatus.INVALID_REPORT: ReportRejected,
-    }
-)
+STATUS_ERROR: Mapping[AesmStatus, type[PlatformError]] = {
+    AesmStatus.NO_DEVICE_ERROR: PlatformUnavailable,
+    AesmStatus.SERVICE_STOPPED: PlatformUnavailable,
+    AesmStatus.BUSY: PlatformBusy,
+    AesmStatus.BACKEND_SERVER_BUSY: PlatformBusy,
+    AesmStatus.SERVICE_NOT_AVAILABLE: PlatformUnavailable,
+    AesmStatus.SERVICE_UNAVAILABLE: PlatformUnavailable,
+    AesmStatus.UNSUPPORTED_ATT_KEY_ID: UnsupportedKeyId,
+    AesmStatus.ATT_KEY_NOT_INITIALIZED: KeyNotInitialized,
+    AesmStatus.ERROR_REPORT: ReportRejected,
+    AesmStatus.INVALID_REPORT: ReportRejected,
+}
 """What a client of an AESM service raises for each status; every other one is a `NativeError` with its number."""
 
-STATUS_ADVICE: Mapping[AesmStatus, str] = MappingProxyType(
-    {
-        AesmStatus.NETWORK_ERROR: "The service cannot reach its collateral service (PCCS): check its address and log.",
-        AesmStatus.SERVICE_UNAVAILABLE: "The service runs, but has no quoting enclave: see its log for the reason.",
-        AesmStatus.UNSUPPORTED_ATT_KEY_ID: (
-            "Most often the service could not load its quoting enclave at start: see its log, then restart it. "
-            "Otherwise use one of the ids that it lists."
-        ),
-        AesmStatus.NO_PLATFORM_CERT_DATA: (
-            "The collateral service has no PCK certificate for this machine: register the platform."
-        ),
-        AesmStatus.ENCLAVE_LOST: (
-            "The machine slept or was migrated; Intel's service does not reload its enclaves: restart it."
-        ),
-    }
-)
+STATUS_ADVICE: Mapping[AesmStatus, str] = {
+    AesmStatus.NETWORK_ERROR: "The service cannot reach its collateral service (PCCS): check its address and log.",
+    AesmStatus.SERVICE_UNAVAILABLE: "The service runs, but has no quoting enclave: see its log for the reason.",
+    AesmStatus.UNSUPPORTED_ATT_KEY_ID: (
+        "Most often the service could not load its quoting enclave at start: see its log, then restart it. "
+        "Otherwise use one of the ids that it lists."
+    ),
+    AesmStatus.NO_PLATFORM_CERT_DATA: (
+        "The collateral service has no PCK certificate for this machine: register the platform."
+    ),
+    AesmStatus.ENCLAVE_LOST: (
+        "The machine slept or was migrated; Intel's service does not reload its enclaves: restart it."
+    ),
+}
 
 _RETRYABLE = frozenset({AesmStatus.NETWORK_ERROR, AesmStatus.NETWORK_BUSY_ERROR})
 _AESM_NUMBERS = range(1, 1 << 8)

@@ -103,13 +103,13 @@ class SigningRequest:
                 name=str(metadata["name"]),
                 uid=str(metadata["uid"]),
                 signer=str(spec["signerName"]),
-                request=_decoded(spec["request"]),
+                request=b64decode(spec["request"], validate=True),
                 usages=frozenset(map(str, spec.get("usages") or ())),
                 lifetime=None if spec.get("expirationSeconds") is None else int(spec["expirationSeconds"]),
                 conditions={
                     str(one["type"]): (str(one.get("reason", "")), str(one.get("message", ""))) for one in conditions
                 },
-                certificate=_decoded(status.get("certificate") or ""),
+                certificate=b64decode(status.get("certificate") or "", validate=True),
                 annotations=metadata.get("annotations") or {},
                 spec=spec,
             )
@@ -202,10 +202,6 @@ def nonce_of(message: str) -> str:
 def condition(kind: str, reason: str, message: str) -> dict[str, str]:
     """A condition of a request."""
     return {"type": kind, "status": "True", "reason": reason, "message": message[:MAX_MESSAGE]}
-
-
-def _decoded(text: str) -> bytes:
-    return b64decode(text, validate=True)
 
 
 def _error(message: str, field: str) -> FormatError:

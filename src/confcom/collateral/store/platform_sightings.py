@@ -64,12 +64,6 @@ def counts(connection: sa.Connection) -> tuple[tuple[PlatformGroup, int], ...]:
     return tuple((_group(*facts), count) for count, *facts in connection.execute(_COUNTED))
 
 
-def kinds(connection: sa.Connection) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
-    """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
-    rows = connection.execute(sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct())
-    return tuple((tee_of(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
-
-
 def met(connection: sa.Connection) -> Iterator[tuple[Any, list[int]]]:
     """Each TCB at which a platform was met (a row of `PLATFORMS`), and when."""
     for page in connection.execute(_EACH).partitions(PAGE):

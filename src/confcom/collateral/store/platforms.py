@@ -20,7 +20,7 @@ from confcom.collateral.store import platform_sightings
 from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.platform_sightings import LATEST, PlatformGroup, platform_id
 from confcom.collateral.store.registrations import Registration, put_registration, uncount
-from confcom.collateral.store.rows import ca_of, keep_chain, seconds, time_of
+from confcom.collateral.store.rows import ca_of, keep_chain, seconds, tee_of, time_of
 from confcom.collateral.store.schema import (
     CHAINS,
     CURRENT_PLATFORMS,
@@ -28,6 +28,7 @@ from confcom.collateral.store.schema import (
     PCK_CERTIFICATES,
     PCK_CLAIMS,
     PLATFORM_TCBS,
+    PLATFORMS,
     REGISTRATIONS,
 )
 from confcom.database.engine import Database, Query
@@ -125,7 +126,8 @@ class PlatformRegistry:
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
         """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:
-            return platform_sightings.kinds(connection)
+            rows = connection.execute(sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct())
+            return tuple((tee_of(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
 
     def verify(self, answer: PckCertificateAnswer, pce_id: bytes) -> VerifiedPck:
         """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""

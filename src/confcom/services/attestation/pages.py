@@ -143,12 +143,10 @@ class Pages:
 
     # Pages without sign-in.
 
-    def _empty(self, request: Request, form: Form, by: str) -> Response:
-        del form, by
+    def _empty(self, request: Request, _form: Form, _by: str) -> Response:
         return self._page(request, "judge.html", found=None, text="")
 
-    def _judge(self, request: Request, form: Form, by: str) -> Response:
-        del by
+    def _judge(self, request: Request, form: Form, _by: str) -> Response:
         text = form.get("evidence", "")
         found = self._examiner.examine(text.encode("utf-8", "replace"))
         return self._page(request, "judge.html", found=found, text=text)
@@ -172,19 +170,16 @@ class Pages:
         self._set_cookie(answer, self._session, encode_base64url(credential.encode()))
         return answer
 
-    def _sign_out(self, request: Request, form: Form, by: str) -> Response:
-        del request, form, by
+    def _sign_out(self, _request: Request, _form: Form, _by: str) -> Response:
         return self._without_session("")
 
     # Pages of administrators.
 
-    def _policy(self, request: Request, form: Form, by: str) -> Response:
-        del form, by
+    def _policy(self, request: Request, _form: Form, _by: str) -> Response:
         kind = _kind(request.query_params.get("kind", AttestationType.SGX_ENCLAVE))
         return self._policy_page(request, kind, self._api.administration.policy(kind).text)
 
-    def _try(self, request: Request, form: Form, by: str) -> Response:
-        del by
+    def _try(self, request: Request, form: Form, _by: str) -> Response:
         return self._changed(
             request, form, lambda kind, text: self._api.appraiser.dry_run(kind, read_policy(text).text, limit=TRIED)
         )
@@ -215,8 +210,7 @@ class Pages:
         shown = {"tried": None, "error": None, "done": ""} | found
         return self._page(request, "policies.html", status, kind=kind, text=text, **shown)
 
-    def _audit(self, request: Request, form: Form, by: str) -> Response:
-        del form, by
+    def _audit(self, request: Request, _form: Form, _by: str) -> Response:
         wanted = {name: request.query_params.get(name, "").strip()[:128] for name in FILTERS}
         given = {name: value for name, value in wanted.items() if value}
         before = request.query_params.get("before", "")
@@ -299,9 +293,8 @@ class Pages:
             answer.headers["Allow"] = allowed
         return answer
 
-    def _mistaken(self, request: Request, error: Exception) -> Response:
+    def _mistaken(self, request: Request, _error: Exception) -> Response:
         """A mistake of ours; the server logs it, because Starlette raises it again."""
-        del error
         return self._failed(request, internal_error())
 
     def _set_cookie(
@@ -328,8 +321,7 @@ def _file(name: str) -> Response:
 
 
 def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        del request
+    async def endpoint(_request: Request) -> Response:
         return answer
 
     return endpoint

@@ -107,20 +107,17 @@ class Readiness:
             "/metrics": {"GET": self.metrics},
         }
 
-    async def healthz(self, request: Request) -> Answer:
+    async def healthz(self, _request: Request) -> Answer:
         """The event loop runs."""
-        del request
         return json_answer({"status": "alive"})
 
-    async def readyz(self, request: Request) -> Answer:
+    async def readyz(self, _request: Request) -> Answer:
         """200 when clients can be served, else 503 with the reason; what some of them lack is a warning."""
-        del request
         body = await self._state()
         return json_answer(body, status=200 if body["ready"] else 503)
 
-    async def metrics(self, request: Request) -> Answer:
+    async def metrics(self, _request: Request) -> Answer:
         """Everything that is counted, in Prometheus' text form."""
-        del request
         self._metrics.ready.set((await self._state())["ready"])
         if self._inventory is not None:
             now, expires = self._cache.clock(), self._inventory.expires
@@ -279,9 +276,8 @@ class _Follower:
         self._loop = asyncio.get_running_loop()
         self._known: int | None = None
 
-    def look(self, topic: str) -> None:
+    def look(self, _topic: str) -> None:
         """Have what is in memory read again, if another process wrote or the store does not answer."""
-        del topic
         asked = time.monotonic()
         try:
             found = self._cache.store.foreign_changes()
