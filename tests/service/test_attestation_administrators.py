@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +31,7 @@ from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation.administrators import (
     ASK_AGAIN,
+    KEYS_FOR,
     Administrators,
     IssuerUnavailable,
     NotAnAdministrator,
@@ -387,6 +388,35 @@ def test_keys_that_arrive_after_the_file_changed_are_not_the_new_issuers(tmp_pat
             await administrators.by_token(f"Bearer {old}")
 
     asyncio.run(change_in_between())
+
+
+@pytest.mark.parametrize(("later", "stranger"), [(ASK_AGAIN, True), (KEYS_FOR * 0.9, False)])
+def test_a_slow_issuer_does_not_hold_up_those_whose_key_is_known(
+    tmp_path: Path, issuer: Issuer, later: timedelta, *, stranger: bool
+) -> None:
+    """A token with a key that nobody has starts a fetch, and so does one that comes when the known keys are old."""
+    clock = Clock(NOW)
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=clock)
+    unknown = _signing_key(tmp_path / "unknown").sign({"exp": 1}, {})
+
+    async def ask_meanwhile() -> None:
+        assert (await administrators.by_token(f"Bearer {issuer.token(NOW)}")).name == "Alice"
+        issuer.go_on.clear()
+        clock.now += later
+        own = issuer.token(clock.now)
+        asking = asyncio.create_task(administrators.by_token(f"Bearer {unknown if stranger else own}"))
+        try:
+            async with asyncio.timeout(60):
+                while len(issuer.asked) == 2:
+                    await asyncio.sleep(0.01)
+                assert (await administrators.by_token(f"Bearer {own}")).name == "Alice"
+                assert asking.done() is not stranger
+        finally:
+            issuer.go_on.set()
+        with pytest.raises(NotAnAdministrator) if stranger else nullcontext():
+            await asking
+
+    asyncio.run(ask_meanwhile())
 
 
 def test_an_issuer_that_answers_by_drips_is_given_up(

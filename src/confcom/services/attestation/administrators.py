@@ -26,7 +26,7 @@ from confcom.http_client import verifying_context
 from confcom.input_file import read_bounded
 from confcom.pki.der import UNREADABLE
 from confcom.services.runtime.process import read_toml
-from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
+from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, VerifiedToken, verify_token
 
 KEYS_FOR = timedelta(hours=1)
 """How long fetched keys of the issuer count."""
@@ -106,12 +106,7 @@ class Administrators:
         self._file = _File(administrators=[])
         self._seen = self._fingerprint()
         self._file = self._read()
-        self._issuer: Oidc | None = None
-        """The issuer that the three fields below belong to, by identity: a file that is read again makes another."""
-        self._keys: KeySet | None = None
-        self._asked: datetime | None = None
-        self._failure = ""
-        self._fetching = asyncio.Lock()
+        self._issuer: _Issuer | None = None
         self.problem = ""
 
     @property
@@ -170,8 +165,10 @@ class Administrators:
         return await self._by_oidc(file.oidc, file.administrators, token)
 
     async def _by_oidc(self, oidc: Oidc, administrators: list[Administrator], token: str) -> Administrator:
+        if self._issuer is None or self._issuer.oidc is not oidc:  # a file that is read again makes another
+            self._issuer = _Issuer(oidc, keys=self._beside(oidc.keys), ca=self._beside(oidc.ca))
         try:
-            claims = (await self._verified(oidc, token)).claims
+            claims = (await self._issuer.verified(token, self._clock())).claims
         except IssuerUnavailable:
             raise
         except ConfcomError as error:
@@ -182,55 +179,6 @@ class Administrators:
             if each.claims and all(value in _values(claims, name) for name, value in each.claims.items()):
                 return each
         raise NotAnAdministrator(f"{claims.get('sub')!r} of {oidc.issuer} is no administrator here", guessed=True)
-
-    async def _verified(self, oidc: Oidc, token: str) -> Any:  # noqa: ANN401 - VerifiedToken
-        now = self._clock()
-        keys = await self._keys_of(oidc, now, fresh=False)
-        try:
-            return verify_token(token, keys, issuer=oidc.issuer, now=now)
-        except TokenError:
-            # The issuer may have changed its keys.
-            again = await self._keys_of(oidc, now, fresh=True)
-            if again is keys:
-                raise
-            return verify_token(token, again, issuer=oidc.issuer, now=now)
-
-    async def _keys_of(self, oidc: Oidc, now: datetime, *, fresh: bool) -> KeySet:
-        async with self._fetching:
-            if self._issuer is not oidc:
-                self._issuer, self._keys, self._asked, self._failure = oidc, None, None, ""
-            known = self._keys
-            due = known is None or (oidc.keys is None and (fresh or abs(now - known.fetched) > KEYS_FOR / 2))
-            asked = self._asked is not None and abs(now - self._asked) < ASK_AGAIN
-            if due and not (asked and (known is not None or oidc.keys is None)):
-                self._asked = now
-                try:
-                    self._keys = await self._fetch(oidc, now)
-                except ConfcomError as error:
-                    structlog.get_logger().warning("attestation.administrators", issuer=oidc.issuer, reason=str(error))
-                    self._failure = error.message
-            if self._keys is None or abs(now - self._keys.fetched) > self._keys.max_age:
-                raise IssuerUnavailable(f"the keys of {oidc.issuer} could not be fetched: {self._failure}")
-            return self._keys
-
-    async def _fetch(self, oidc: Oidc, now: datetime) -> KeySet:
-        if (file := self._beside(oidc.keys)) is not None:
-            return _key_file(file, now)
-        tls = await asyncio.to_thread(verifying_context, self._beside(oidc.ca))
-        where = f"{oidc.issuer.rstrip('/')}/.well-known/openid-configuration"
-        try:
-            # The client's own limit is for each step, of which a slow answer has any number.
-            async with asyncio.timeout(FETCH_TIMEOUT), httpx2.AsyncClient(verify=tls, trust_env=False) as client:
-                document = _discovery(await _get(client, where), where)
-                if document.issuer != oidc.issuer:
-                    raise ConfigError(
-                        f"{where} is of another issuer: expected {oidc.issuer!r}, found {document.issuer!r}"
-                    )
-                if not document.jwks_uri.startswith("https://"):
-                    raise ConfigError(f"{where}: the keys are not at an https URL: {document.jwks_uri!r}")
-                return KeySet.parse(await _get(client, document.jwks_uri), fetched=now, max_age=KEYS_FOR)
-        except TimeoutError:
-            raise ConfigError(f"{oidc.issuer} did not answer within {FETCH_TIMEOUT:g} seconds") from None
 
     def _written(self) -> _File:
         """What the file holds; nothing where there is none, and need not be."""
@@ -271,6 +219,82 @@ class Administrators:
 
     def _beside(self, name: str | None) -> Path | None:
         return None if name is None or self._path is None else self._path.parent / name
+
+
+class _Issuer:
+    """The keys of an issuer. Known ones are used without waiting; who needs others waits for a fetch that all share."""
+
+    def __init__(self, oidc: Oidc, *, keys: Path | None, ca: Path | None) -> None:
+        self.oidc = oidc
+        self._file, self._ca = keys, ca
+        self._keys: KeySet | None = None
+        self._asked: datetime | None = None
+        self._failure = ""
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def verified(self, token: str, now: datetime) -> VerifiedToken:
+        """The token, signed by this issuer; `IssuerUnavailable` without keys, else as `verify_token` raises."""
+        known = self._usable(now)
+        if known is None:
+            await self._ask(now)
+            known = self._usable(now)
+        elif self._file is None and abs(now - known.fetched) > KEYS_FOR / 2:
+            self._start(now)
+        if known is None:
+            raise IssuerUnavailable(f"the keys of {self.oidc.issuer} could not be fetched: {self._failure}")
+        try:
+            return verify_token(token, known, issuer=self.oidc.issuer, now=now)
+        except TokenError:
+            # The issuer may have changed its keys.
+            if self._file is None:
+                await self._ask(now)
+            again = self._usable(now)
+            if again is None or again is known:
+                raise
+            return verify_token(token, again, issuer=self.oidc.issuer, now=now)
+
+    def _usable(self, now: datetime) -> KeySet | None:
+        keys = self._keys
+        return None if keys is None or abs(now - keys.fetched) > keys.max_age else keys
+
+    async def _ask(self, now: datetime) -> None:
+        """Wait for a fetch, unless the last one began within `ASK_AGAIN` and has ended."""
+        self._start(now)
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
+
+    def _start(self, now: datetime) -> None:
+        if self._fetching is not None and not self._fetching.done():
+            return
+        self._fetching = None
+        if self._file is not None or self._asked is None or abs(now - self._asked) >= ASK_AGAIN:
+            self._asked = now
+            self._fetching = asyncio.create_task(self._fetch(now), name="issuer-keys")
+
+    async def _fetch(self, now: datetime) -> None:
+        try:
+            self._keys = await self._fetched(now) if self._file is None else _key_file(self._file, now)
+        except ConfcomError as error:
+            self._failure = error.message
+            structlog.get_logger().warning("attestation.administrators", issuer=self.oidc.issuer, reason=str(error))
+
+    async def _fetched(self, now: datetime) -> KeySet:
+        tls = await asyncio.to_thread(verifying_context, self._ca)
+        issuer = self.oidc.issuer
+        where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+        try:
+            # The client's own limit is for each step, of which a slow answer has any number.
+            async with asyncio.timeout(FETCH_TIMEOUT), httpx2.AsyncClient(verify=tls, trust_env=False) as client:
+                document = _discovery(await _get(client, where), where)
+                if document.issuer != issuer:
+                    raise ConfigError(f"{where} is of another issuer: expected {issuer!r}, found {document.issuer!r}")
+                if not document.jwks_uri.startswith("https://"):
+                    raise ConfigError(f"{where}: the keys are not at an https URL: {document.jwks_uri!r}")
+                content = await _get(client, document.jwks_uri)
+                # In a thread: a key of a megabyte takes 0.2 s.
+                return await asyncio.to_thread(KeySet.parse, content, fetched=now, max_age=KEYS_FOR)
+        except TimeoutError:
+            raise ConfigError(f"{issuer} did not answer within {FETCH_TIMEOUT:g} seconds") from None
 
 
 class _Discovery(msgspec.Struct):
