@@ -31,7 +31,7 @@ class Application:
         self.asked: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked.append(scope["path"])
+        self.asked.append("?".join(filter(None, (scope["path"], scope["query_string"].decode()))))
         body = b"x" * int(scope["path"].strip("/") or 0)
         if scope["method"] == "POST":
             body = b""
@@ -352,6 +352,26 @@ def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:
     assert _client_key(("::ffff:10.0.0.1", 1, 0, 0)) == _client_key(("10.0.0.1", 2))
     assert _client_key(("2001:db8::1", 1, 0, 0)) == _client_key(("2001:db8::ffff", 2, 0, 0))
     assert _client_key(("2001:db8:0:1::1", 1, 0, 0)) != _client_key(("2001:db8::1", 1, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (b"http://a/5", "/5"),
+        (b"HTTPS://a:1/5?q", "/5?q"),
+        (b"http://a", "/"),
+        (b"http://a?q", "/?q"),
+        (b"/5?http://a/6", "/5?http://a/6"),
+    ],
+)
+async def test_a_target_may_have_the_form_that_is_for_proxies(target: bytes, asked: str) -> None:
+    """RFC 9112, section 3.2.2."""
+    async with running() as server, asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % target)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        assert server.app.asked == [asked]
+        writer.close()
 
 
 async def test_connections_that_ended_are_freed_at_once() -> None:

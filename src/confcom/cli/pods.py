@@ -30,7 +30,7 @@ ORDERS = ("name", "node", "requested", "mapped", "in-use", "quotes")
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=Number(min=0.5),
+    type=Number(0.5, 86400),
     default=3.0,
     show_default=True,
     help="Between two looks.",

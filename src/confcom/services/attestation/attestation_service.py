@@ -44,7 +44,7 @@ from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFol
 from confcom.services.runtime.allowances import parse_networks
 from confcom.services.runtime.certificates import CertificateMetrics, TlsSettings, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.process import WorkerThreads, background
+from confcom.services.runtime.process import Seconds, WorkerThreads, background
 from confcom.services.runtime.status_page import LEAVING, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, read_authorities
 from confcom.tokens.azure import AzureError
@@ -58,9 +58,6 @@ FORGET_EVERY = 60.0
 """Seconds between two removals of records that are past their retention period, or too many."""
 SIMULATED_PREFIX = "/simulated"
 """The API of an instance that judges simulated evidence stands there, so that its URL and issuer say so."""
-
-
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 
 
 class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +85,7 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """Have the enclave in which the service runs vouch for the keys: a quote over each is in its certificate."""
     simulated_machine: str | None = None
     """Machine file of the simulated enclave that vouches for the keys."""
-    key_overlap: _Seconds = 3600.0
+    key_overlap: Seconds = 3600.0
     """Seconds that a new key is published before it signs."""
     collateral: str = "intel"
     """intel, pccs, thim, the URL of a collateral service, a folder, a collateral.json, or a store."""

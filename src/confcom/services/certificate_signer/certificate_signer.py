@@ -48,7 +48,7 @@ from confcom.services.runtime.certificates import (
     PublishedCa,
     RotationPolicy,
 )
-from confcom.services.runtime.process import WorkerThreads, repeat, run_until
+from confcom.services.runtime.process import Seconds, WorkerThreads, repeat, run_until
 from confcom.services.runtime.status_page import (
     Metrics,
     StatusPage,
@@ -59,7 +59,6 @@ from confcom.services.runtime.status_page import (
     readiness,
 )
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 _TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9._]{0,253}[a-z0-9])?")
 DNS_SUFFIXES = ("svc", "svc.cluster.local")
@@ -94,13 +93,13 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     """Secret in which the signer keeps its CA; nothing else may read it."""
     config_map: str = "confcom-attested-pods-ca"
     """ConfigMap that publishes the CA's certificates, under ca-certificates.crt."""
-    ca_lifetime: _Seconds = 730 * _DAY
+    ca_lifetime: Seconds = 730 * _DAY
     """Seconds that a CA is valid."""
-    ca_renew_before: _Seconds = 90 * _DAY
+    ca_renew_before: Seconds = 90 * _DAY
     """Seconds before its end at which its successor is made and published."""
-    ca_overlap: _Seconds = 14 * _DAY
+    ca_overlap: Seconds = 14 * _DAY
     """Seconds that a successor is published before it signs, and a predecessor after it did."""
-    ca_look_every: _Seconds = 10.0
+    ca_look_every: Seconds = 10.0
     """Seconds between two looks at Secret and ConfigMap."""
     kubeconfig: str | None = None
     """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""

@@ -8,8 +8,8 @@ import msgspec
 
 from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import TlsSettings
+from confcom.services.runtime.process import Seconds
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
 
 
@@ -55,19 +55,19 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     """SHA-512 of the token for POST platforms, 128 hexadecimal digits."""
     admin_token_hash: _TokenHash | None = None
     """SHA-512 of the token for GET platforms, PUT platformcollateral and refresh, 128 hexadecimal digits."""
-    refresh_every: _Seconds = 24 * 3600.0
+    refresh_every: Seconds = 24 * 3600.0
     """Seconds after which upstream is asked for a newer version of what is here."""
-    refresh_before: _Seconds = 7 * 24 * 3600.0
+    refresh_before: Seconds = 7 * 24 * 3600.0
     """Seconds before its expiry from which a document is asked for at every retry."""
-    refresh_retry: _Seconds = 600.0
+    refresh_retry: Seconds = 600.0
     """Seconds between two tries to refresh the same thing."""
-    refresh_look: _Seconds = 60.0
+    refresh_look: Seconds = 60.0
     """Seconds between two looks at what is due."""
-    upstream_timeout: _Seconds = 10.0
+    upstream_timeout: Seconds = 10.0
     """Seconds for one answer of upstream; it is asked twice."""
     upstream_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """Questions to upstream at a time."""
-    answer_timeout: _Seconds = 20.0
+    answer_timeout: Seconds = 20.0
     """Seconds that a client waits for upstream."""
     remember_missing: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """Seconds during which upstream is not asked again for what it does not have."""
@@ -87,9 +87,9 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     """Bytes of a request's line and headers."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
     """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
-    head_timeout: _Seconds = 5.0
+    head_timeout: Seconds = 5.0
     """Seconds for the TLS handshake, and for a request's head."""
-    body_timeout: _Seconds = 15.0
+    body_timeout: Seconds = 15.0
     """Seconds for a request's body; a long one has a second more for each 256 KiB that came."""
     idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 30.0
     """Seconds that a connection may stay without a request."""

@@ -15,11 +15,11 @@ from confcom.devices.resources import PATIENCE
 from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.errors import ConfigError
 from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
+from confcom.services.runtime.process import Seconds
 from confcom.services.runtime.status_page import Metrics
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 
 
 class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,14 +72,14 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Namespace of the quote helper: only its pods may have that resource."""
     helper_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
     """Containers that may have it at a time."""
-    helper_patience: _Seconds = PATIENCE
+    helper_patience: Seconds = PATIENCE
     """Seconds for which the helper may be away before the resource is unhealthy."""
 
     node_name: str = ""
     """This node's name in the Kubernetes API, for EPC in the node's status and for `dra`."""
     kubeconfig: str | None = None
     """Credentials for that; without it those of the pod's service account."""
-    publish_interval: _Seconds = 1.0
+    publish_interval: Seconds = 1.0
     """Seconds between two changes of the node's status at least."""
 
     plugin_dir: str = "/var/lib/kubelet/device-plugins"
@@ -96,15 +96,15 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     http: str = ""
     """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
 
-    watch_interval: _Seconds = 0.5
+    watch_interval: Seconds = 0.5
     """Seconds between two looks at the sockets."""
-    health_interval: _Seconds = 5.0
+    health_interval: Seconds = 5.0
     """Seconds between two looks at the driver's devices."""
-    register_timeout: _Seconds = 10.0
+    register_timeout: Seconds = 10.0
     """Seconds for the kubelet to take a registration, and to open its stream then."""
-    retry_initial: _Seconds = 0.2
+    retry_initial: Seconds = 0.2
     """Seconds until another attempt after a failure; doubled each time."""
-    retry_max: _Seconds = 30.0
+    retry_max: Seconds = 30.0
     """Most seconds between two attempts."""
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -29,6 +29,7 @@ from confcom.cluster.client import CLIENT_LIFETIME
 from confcom.cluster.objects import ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import Authority, Pair, ServingPair, authorities_in, make_serving_pair, service_names
+from confcom.services.runtime.process import Seconds
 from confcom.services.runtime.status_page import Metrics
 from confcom.services.runtime.tls import HeldTls, OwnCertificate, TlsFiles
 
@@ -37,7 +38,6 @@ CA_KEY = "ca-certificates.crt"
 MAX_TRUSTED = 8
 """Authorities that are published at a time; usually two at most."""
 EVER = datetime.min.replace(tzinfo=UTC)
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 
 
@@ -60,13 +60,13 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The Service by which clients find us; the certificate is for its name."""
     tls_hosts: str = ""
     """Further names and addresses of the certificate, with commas between."""
-    tls_lifetime: _Seconds = 730 * _DAY
+    tls_lifetime: Seconds = 730 * _DAY
     """Seconds that a certificate and its authority are valid: copies of authorities elsewhere are not renewed."""
-    tls_renew_before: _Seconds = 90 * _DAY
+    tls_renew_before: Seconds = 90 * _DAY
     """Seconds before its end at which its successor is made and published."""
-    tls_overlap: _Seconds = 14 * _DAY
+    tls_overlap: Seconds = 14 * _DAY
     """Seconds that a successor is published before it is used, and a predecessor after it was."""
-    tls_look_every: _Seconds = 10.0
+    tls_look_every: Seconds = 10.0
     """Seconds between two looks at Secret and ConfigMap."""
     kubeconfig: str | None = None
     """Credentials for these; else the pod's service account, or the user's own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ BODY_RATE = 256 * 1024
 TINY = 1024
 """Bytes; after a smaller piece of a body others have a turn."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
+_ABSOLUTE = re.compile(rb"\Ahttps?://[^/?]*", re.IGNORECASE)
+"""What a request target in absolute form has before its path (RFC 9112, 3.2.2): proxies' clients send it."""
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 Message = MutableMapping[str, Any]
@@ -399,7 +402,8 @@ class _Connection:
         return event if isinstance(event, h11.Request) else None
 
     async def _answer(self, request: h11.Request) -> None:
-        path, _, query = request.target.partition(b"?")
+        path, _, query = _ABSOLUTE.sub(b"", request.target, 1).partition(b"?")
+        path = path or b"/"
         self._is_head = request.method == b"HEAD"
         self._body_until = asyncio.get_running_loop().time() + self._limits.body_timeout
         scope = {

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -29,6 +29,9 @@ from confcom.services.runtime.listener import FairQueue
 
 MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
+MOST: dict[type, int] = {float: 36_525 * 86_400, int: 1 << 53}
+"""The largest numbers in settings: 100 years of seconds, with which times still are times, and what a double holds."""
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _Config = TypeVar("_Config", bound=msgspec.Struct)
 
 
@@ -103,7 +106,11 @@ def _convert(
         config = msgspec.convert(dict(values), kind, strict=strict)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}{explain_settings(error, kind, named)}") from error
-    return {name: getattr(config, name) for name in values}
+    found = {name: getattr(config, name) for name in values}
+    for name, value in found.items():
+        if (most := MOST.get(type(value))) is not None and value > most:
+            raise ConfigError(f"{source}{named(name)}: Expected `{type(value).__name__}` <= {most}")
+    return found
 
 
 def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: bool | None = None) -> None:

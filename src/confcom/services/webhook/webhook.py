@@ -27,7 +27,7 @@ from confcom.pki.serving_pair import service_names
 from confcom.protocols.admission import NAMESPACE, SERVICE
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
-from confcom.services.runtime.process import repeat
+from confcom.services.runtime.process import Seconds, repeat
 from confcom.services.runtime.status_page import IssuedServer, component_registry
 from confcom.services.runtime.tls import HeldTls, IssuedCertificate, read_authorities
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
@@ -39,7 +39,6 @@ RETRY_MAX = 30.0
 """Most seconds between two attempts to watch the nodes; the first is 1, and it doubles."""
 
 
-_Seconds = Annotated[float, msgspec.Meta(gt=0, le=36_525 * 86_400)]
 _DAY = 24 * 3600.0
 
 
@@ -73,9 +72,9 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What brings the helper's folder into containers: our device plugin, or a volume of the host (host-path), which
     takes no plugin but is forbidden by Pod Security from `baseline` on."""
 
-    lifetime: _Seconds = 30 * _DAY
+    lifetime: Seconds = 30 * _DAY
     """Seconds that a certificate is valid; after half of them another one is issued."""
-    look_every: _Seconds = 5.0
+    look_every: Seconds = 5.0
     """Seconds between two reads of the CA."""
     leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
     """Seconds for which a replica still answers after SIGTERM, so that callers find another one first."""
@@ -86,7 +85,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
     body_memory: Annotated[int, msgspec.Meta(ge=8 << 20)] = 32 << 20
     """Bytes of all bodies that are being read; the largest makes room."""
-    body_timeout: _Seconds = 5.0
+    body_timeout: Seconds = 5.0
     """Seconds for a body: as long as the API server waits."""
     idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 150.0
     """Seconds that a connection may stay without a review; more than the 90 after which the API server closes it."""
