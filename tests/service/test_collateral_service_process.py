@@ -272,7 +272,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serves_the_simulated_authority_until_a_signal(tmp_path: Path, machine: Path, number: signal.Signals) -> None:
     path, store = tmp_path / "service.socket", tmp_path / "new" / "collateral.sqlite"
     arguments = ["--unix-socket", str(path), "--store", str(store), "--upstream", "simulated"]

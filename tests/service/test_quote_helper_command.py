@@ -50,7 +50,7 @@ def helper(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serves_until_a_signal_and_leaves_nothing_behind(machine: Path, path: Path, number: signal.Signals) -> None:
     arguments = ["--socket", str(path), "--platform", "simulated", "--machine", str(machine)]
     with helper(*arguments) as process:

@@ -163,9 +163,10 @@ _SI_KERNEL = 0x80
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, in the running loop. Only a process's entry point calls this.
+    """An event that SIGTERM, SIGINT and SIGHUP set, in the running loop. Only a process's entry point calls this.
 
-    A further signal, `SAME_REQUEST` later or more, ends the process at once, even while its event loop is busy.
+    A further SIGTERM or SIGINT, `SAME_REQUEST` later or more, ends the process at once, even while its event loop is
+    busy. SIGHUP counts for nothing then, nor under `nohup`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -180,8 +181,9 @@ def stop_on_signals() -> asyncio.Event:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    for number in _STOPS:
-        loop.add_signal_handler(number, asked)
+    for number in _PASSED_ON:
+        if number in _STOPS or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, asked)
     return stop
 
 

@@ -335,6 +335,26 @@ def test_a_further_signal_ends_a_daemon_that_stops_slowly(number: int, how: str)
     assert daemon.returncode == -number
 
 
+HANGS_UP = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.1); print('goes on')"
+
+
+@pytest.mark.parametrize(("first", "start"), [(signal.SIGHUP, []), (signal.SIGTERM, ["nohup"])])
+def test_a_lost_terminal_stops_a_daemon_in_order(first: int, start: list[str]) -> None:
+    """It ends the process by default: answers in flight are lost, and a socket stays at its path."""
+    how = f"await asyncio.sleep(2 * SAME_REQUEST); {HANGS_UP}"
+    before = "" if first is signal.SIGHUP else f"    {HANGS_UP}; assert not stop.is_set()\n"
+    text = STOPS_SLOWLY.replace("HOW", how).replace('    print("ready"', f'{before}    print("ready"')
+    with subprocess.Popen(
+        [*start, sys.executable, "-c", text], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as daemon:
+        assert daemon.stdout is not None
+        lines = [daemon.stdout.readline() for _ in range(2 if start else 1)]
+        assert lines[-1] == "ready\n"
+        daemon.send_signal(first)
+        assert daemon.communicate(timeout=GUARD)[0] == "stops\ngoes on\n"
+    assert daemon.returncode == 0
+
+
 IN_FRONT = """
 import os, signal
 numbers = {signal.SIGINT, signal.SIGTERM}
