@@ -164,13 +164,17 @@ def test_a_request_that_cannot_be_read(service: RunningAttestation, body: Any, m
     assert message in answer.error["message"]
 
 
-@pytest.mark.parametrize("inner", [False, True])
-def test_a_member_that_stands_twice_is_refused(service: RunningAttestation, world: SimulatedWorld, inner: bool) -> None:
-    held = b'{"role":"user","role":"admin"}' if inner else HELD
-    body = {"quote": encode_base64url(enclave_quote(world, held)), "runtimeData": _data(held, "JSON")}
-    sent = json.dumps(body)
-    if not inner:
-        sent = sent[:-1] + ', "nonce": "a", "nonce": "b"}'
+@pytest.mark.parametrize(
+    "more",
+    ['"nonce":"","nonce":""', '"x":0,"x":0', '"quote":"AAAA"', ""],
+    ids=["named", "unknown", "evidence", "in held data"],
+)
+def test_a_member_that_stands_twice_is_refused(service: RunningAttestation, world: SimulatedWorld, more: str) -> None:
+    held = HELD if more else b'{"role":"user","role":"admin"}'
+    body = {"runtimeData": _data(held, "JSON"), "quote": encode_base64url(enclave_quote(world, held))}
+    sent = json.dumps(body, separators=(",", ":"))
+    if more:
+        sent = f"{{{more},{sent[1:]}"
     answer = service.ask(f"/attest/SgxEnclave?{API}", sent.encode())
     assert answer.status == 400
     assert "stands twice" in answer.error["message"]
