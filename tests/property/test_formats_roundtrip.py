@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confcom.errors import FormatError
-from confcom.formats import open_enclave
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.codec import U8, U16, U32, U64, Record, nested
 from confcom.formats.evidence import (
+    FORMAT_NAMES,
+    FORMAT_SGX_ECDSA,
     EvidenceFile,
     OeCustomClaims,
     OeEvidence,
@@ -136,7 +137,7 @@ oe_reports = st.builds(
 )
 oe_evidences = st.builds(
     lambda name, padding, content: OeEvidence(OeEvidenceHeader(3, name.bytes, padding, len(content)), content),
-    st.sampled_from(list(open_enclave.FORMAT_NAMES)),
+    st.sampled_from(list(FORMAT_NAMES)),
     fixed_bytes(4),
     st.binary(max_size=100),
 )
@@ -194,7 +195,7 @@ def test_platform_ids_come_out_of_their_entry(pair: tuple[CertificationDataType,
 
 def wrapped(quote: Quote, buffer: OeCustomClaims) -> bytes:
     content = bytes(quote) + bytes(buffer)
-    header = OeEvidenceHeader(3, open_enclave.FORMAT_SGX_ECDSA.bytes, bytes(4), len(content))
+    header = OeEvidenceHeader(3, FORMAT_SGX_ECDSA.bytes, bytes(4), len(content))
     return bytes(OeEvidence(header, content))
 
 

@@ -20,7 +20,7 @@ results are remembered, each for the exact bytes that it was found for, so a ser
 platforms verifies one signature per quote; dates (12) are compared every time. A platform that is new under known
 collateral costs three; the results of steps 6, 9 and 11 are shared with other platforms of its model. Keys are the
 signed bytes, however they are wrapped in PEM, so all variants of a genuine quote share one entry: they neither fill the
-memory nor push others out of it (`pki.memory`).
+memory nor push others out of it (`pki.proof`).
 """
 
 from __future__ import annotations
