@@ -33,6 +33,8 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str
     [
         ["collateral", "status", "--store", ""],
         ["collateral", "status", "--store", ":memory:"],
+        ["collateral", "status", "--store", "-"],
+        ["attestation", "migrate", "--store", "-"],
         ["collateral", "import", ""],
         ["verify", ""],
         ["inspect", ""],

@@ -173,3 +173,14 @@ def test_a_named_machine_takes_all_of_its_world_and_needs_one(machine: Path, tmp
     named = ["--world", str(machine), "--name", "node-1"]
     assert run(["simulate", "machine", *output, *named, "--seed", SEED]) == ExitCode.USAGE
     assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize("at", ["1949-12-31T23:59:59Z", "1999-12-31T23:59:59Z", "2201-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_a_world_of_another_age_is_refused(at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine, other = tmp_path / "machine.json", tmp_path / "other"
+    assert run(["simulate", "machine", "-o", str(machine)]) == ExitCode.OK
+    for words in (["machine"], ["collateral", str(machine)]):
+        capsys.readouterr()
+        assert run(["simulate", *words, "-o", str(other), "--at", at]) == ExitCode.USAGE
+        assert "2000 to 2200" in capsys.readouterr().err
+        assert not other.exists()

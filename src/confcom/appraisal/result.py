@@ -138,7 +138,7 @@ def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
     found: list[Check] = []
     for windows, where, advice in ((theirs, f"from {source}", _STALE_ADVICE), (own, "in the quote", _OWN_ADVICE)):
         if windows:
-            forgiven = all(window.not_after is not None and now <= window.not_after + grace for window in windows)
+            forgiven = all(window.not_after is not None and now - window.not_after <= grace for window in windows)
             ends = ", ".join(f"{window.what} at {timestamp(window.not_after)}" for window in windows)
             within = f", within the grace of {grace.days} days" if forgiven else ""
             found.append(finding(FRESHNESS, forgiven, expected, f"expired: {ends}, {where}{within}", advice))

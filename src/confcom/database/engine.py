@@ -61,7 +61,7 @@ class DatabaseAddress:
         Raises:
             ConfigError: it is no such URL, or its connection would not be protected.
         """
-        if str(text) in ("", ":memory:"):  # SQLite: in memory, one for each thread
+        if str(text) in ("", ":memory:", "-"):  # SQLite: in memory, one for each thread; a file of that name
             raise ConfigError(f"{str(text)!r} is not the name of a store's file", advice="Name a path.")
         is_ours = str(text).startswith(("postgresql:", "postgres:"))
         if not is_ours and "://" not in str(text):

@@ -279,7 +279,7 @@ def verify_chain(
             f"the {_WORDS[kind]} chain ends at a root that is not trusted",
             step=step,
             expected=" or ".join(one.name for one in roots.roots),
-            found=f"{anchor.common_name}, key {anchor.point.hex()}",
+            found=f"{anchor.common_name}, SHA-256 {hashlib.sha256(anchor.der).hexdigest()}",
         )
     # (5)
     if kind == "pck":

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.errors import CollateralNotFound
+from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats.attestation_key_id import INTEL_TD_QE_MR_SIGNER
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_info import TcbStatus
@@ -36,6 +36,7 @@ from confcom.simulator.enclaves import QE3_ISV_SVN, ProvisioningCertificationEnc
 from confcom.simulator.machine import (
     DEFAULT_TCB,
     FMSPC,
+    YEARS,
     MachineTcb,
     PckCa,
     SimulatedMachine,
@@ -53,6 +54,13 @@ _YEAR = timedelta(days=365)
 _TEES: tuple[Tee, ...] = ("sgx", "tdx")
 
 
+def _whole_seconds(now: datetime) -> datetime:
+    if now.year not in YEARS:
+        message = f"a simulated world can be in the years {YEARS[0]} to {YEARS[-1]}, not in {now.year}"
+        raise ConfigError(message, advice="Give another time.")
+    return now.replace(microsecond=0)
+
+
 class SimulatedAuthority:
     """Root, PCK CAs and TCB signing of one seed; `now` is the time at which it issues and revokes.
 
@@ -62,7 +70,7 @@ class SimulatedAuthority:
 
     def __init__(self, seed: bytes, now: datetime) -> None:
         check_seed(seed)
-        self.now = now.replace(microsecond=0)
+        self.now = _whole_seconds(now)
         self._created = self.now  # certificates begin here, whenever they are asked for: equal in every process
         self._seed = seed
         self.root = self._ca("Root CA", "rootcacrl", path_length=1, years=30)
@@ -189,7 +197,7 @@ class SimulatedAuthority:
 
     def renew(self, now: datetime) -> None:
         """Move to another time and issue every document and CRL again; certificates keep their validity."""
-        self.now = now.replace(microsecond=0)
+        self.now = _whole_seconds(now)
         month, year = self._window(30 * _DAY), self._window(_YEAR)
         for document in (*self._tcb_infos.values(), *self._identities):
             document.issue_date, document.next_update = month

@@ -469,7 +469,7 @@ INDEX_BITS = 31
 """Machines of one world are numbered with this many bits: enough for numbers made from names not to meet."""
 
 _ADVICE = "Make a new machine file with `confcom simulate machine -o FILE`, and give every process the same one."
-_YEARS = range(2000, 2201)
+YEARS = range(2000, 2201)  # X.509 has no dates before 1950 and after 9999; certificates live for 30 years
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,8 +494,8 @@ class MachineFile:
             raise _refusal("", str(error)) from None
         if form.format != FORMAT or form.version != VERSION:
             raise _refusal("format", f"is not {FORMAT!r} version {VERSION}")
-        if form.created.year not in _YEARS:
-            raise _refusal("created", f"must lie in the years {_YEARS[0]} to {_YEARS[-1]}")
+        if form.created.year not in YEARS:
+            raise _refusal("created", f"must lie in the years {YEARS[0]} to {YEARS[-1]}")
         if form.report_scheme not in REPORT_SCHEMES:
             raise _refusal("report_scheme", f"is none of {', '.join(REPORT_SCHEMES)}")
         if form.pck_ca not in tuple(PckCa):

@@ -86,6 +86,7 @@ def test_grace_forgives_expired_collateral_for_its_days_and_says_so(verify) -> N
     assert forgiven.verdict is Verdict.ACCEPTED
     assert "grace" in next(check.found for check in forgiven.findings if check.id == "collateral-fresh")
     assert appraise(verify(60), policy, grace=timedelta(days=5)).verdict is Verdict.UNDECIDED
+    assert appraise(verify(60), policy, grace=timedelta.max).verdict is Verdict.ACCEPTED
 
 
 def test_grace_never_makes_early_collateral_valid(verify) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,8 @@ def test_a_sound_chain_to_another_root_says_whom_to_trust() -> None:
         _verify(PCK, ca, intel.STRANGER_ROOT)
     assert "--trust-root" in caught.value.advice()
     assert caught.value.step == "(3)"
+    fingerprint = sha256(intel.STRANGER_ROOT.build()).hexdigest()
+    assert caught.value.found == f"{intel.ROOT_NAME}, SHA-256 {fingerprint}"  # as `confcom inspect` shows it
     with pytest.raises(UntrustedRootError):
         _verify(PCK, ca)
     with pytest.raises(UntrustedRootError):

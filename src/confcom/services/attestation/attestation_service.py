@@ -252,7 +252,7 @@ class CollateralState:
         if now - self._answered > FRESH:
             failure = self._failure or f"by this clock the source last answered at {self._answered:%Y-%m-%d %H:%M} UTC"
             return f"no collateral: {failure}"
-        if now > self._expires + self._grace:
+        if now - self._expires > self._grace:
             source = source_name(self._name)
             return f"no valid collateral: the QE identity of {source} expired on {self._expires:%Y-%m-%d}"
         return ""
