@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jmespath
-import jmespath.exceptions
 import jmespath.functions
 import jmespath.parser
 import jmespath.visitor
@@ -100,13 +99,8 @@ class RuleTrace(msgspec.Struct, frozen=True):
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: `section`, `line`, `rule`, `matched`, `applied`, and `claims` and `fault` where known."""
-        found: dict[str, Any] = {
-            "section": self.section,
-            "line": self.line,
-            "rule": self.text,
-            "matched": list(self.matched),
-            "applied": self.applied,
-        }
+        found: dict[str, Any] = {"section": self.section, "line": self.line, "rule": self.text}
+        found |= {"matched": list(self.matched), "applied": self.applied}
         if self.claims:
             found["claims"] = [{"type": each.type, "value": each.value} for each in self.claims]
         return found | ({"fault": self.fault} if self.fault else {})
@@ -507,6 +501,7 @@ def _json(text: str, function: str) -> object:
         raise PolicyEvaluationError(f"{function} was given text that is not JSON: {reason}") from None
 
 
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 Spend = Callable[[int], None]
 """Counts steps; raises when they are used up."""
 
@@ -527,6 +522,11 @@ class _Functions(jmespath.functions.Functions):
         # to_string doubles the escapes of what it is given, and is given that again.
         self._spend(len(found) // 64 if isinstance(found, str) else 0)
         return found
+
+    @jmespath.functions.signature({"types": []})
+    def _func_to_number(self, given: object) -> object:
+        # Python reads more than JSON, such as 1_0 and digits of other scripts.
+        return None if isinstance(given, str) and not _NUMBER.fullmatch(given) else super()._func_to_number(given)
 
     @jmespath.functions.signature({"types": ["string", "null"]}, {"types": ["string", "null"]})
     def _func_equals_ignore_case(self, one: str | None, other: str | None) -> bool:
@@ -583,7 +583,7 @@ def _compiled(query: str) -> Any:  # noqa: ANN401 - a node of jmespath
     copies, nodes = 1, [parsed]
     while nodes:
         node = nodes.pop()
-        nodes.extend(node["children"])
+        nodes.extend(child for child in node["children"] if isinstance(child, dict))  # a slice has numbers
         if node["type"] in ("multi_select_list", "multi_select_dict"):
             copies *= len(node["children"]) or 1
         if copies > MAX_COPIES:

@@ -198,6 +198,16 @@ def test_the_decision(authorization: str, permitted: bool) -> None:
             {"a": [0, "a", True]},
         ),
         ('c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "absent")));', {}),
+        (
+            'c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "values[1:]")));',
+            {"a": ["a", True]},
+        ),
+        ('=> issue(type="a", value=JmesPath("[3,2,1]", "[::-2]"));', {"a": "[1,3]"}),
+        ('=> issue(type="a", value=JmesPath("[]", "[to_number(\'-1.5e1\'), to_number(\'7\')]"));', {"a": "[-15.0,7]"}),
+        *(
+            (f'=> issue(type="a", value=JmesPath("[]", "to_number(\'{text}\')"));', {"a": "null"})
+            for text in ("1_0", "\u0663", " 1", "0x10", "+1", "01", "1.", "NaN", "")
+        ),
         ('=> issue(type="a", value=JsonToClaimValue("word"));', {"a": "word"}),
         ('=> issue(type="a", value=JmesPath("{}", "equals_ignore_case(\'A\', \'a\')"));', {"a": "true"}),
         ('a:[type=="os"] && b:[type!="absent"] => issue(type="a", value=IsSubsetOf(a.value, b.value));', {"a": True}),
