@@ -175,7 +175,7 @@ def test_a_named_machine_takes_all_of_its_world_and_needs_one(machine: Path, tmp
     assert not (tmp_path / "new.json").exists()
 
 
-@pytest.mark.parametrize("at", ["1949-12-31T23:59:59Z", "1999-12-31T23:59:59Z", "2201-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+@pytest.mark.parametrize("at", [f"{day}T00:00:00Z" for day in ("1949-12-31", "1999-12-31", "2201-01-01", "9999-12-31")])
 def test_a_world_of_another_age_is_refused(at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine, other = tmp_path / "machine.json", tmp_path / "other"
     assert run(["simulate", "machine", "-o", str(machine)]) == ExitCode.OK

@@ -526,7 +526,8 @@ class _Functions(jmespath.functions.Functions):
     @jmespath.functions.signature({"types": []})
     def _func_to_number(self, given: object) -> object:
         # Python reads more than JSON, such as 1_0 and digits of other scripts.
-        return None if isinstance(given, str) and not _NUMBER.fullmatch(given) else super()._func_to_number(given)
+        known = not isinstance(given, str) or _NUMBER.fullmatch(given)
+        return super()._func_to_number(given) if known else None  # type: ignore[misc]
 
     @jmespath.functions.signature({"types": ["string", "null"]}, {"types": ["string", "null"]})
     def _func_equals_ignore_case(self, one: str | None, other: str | None) -> bool:
@@ -572,12 +573,11 @@ def _compiled(query: str) -> Any:  # noqa: ANN401 - a node of jmespath
     """The tree of a query within its limits: its length, its brackets before it is parsed, its multi-selects after."""
     if len(query) > MAX_QUERY:
         raise ValueError(f"a query has at most {MAX_QUERY} characters, found {len(query)}")
-    depth = deepest = 0
-    for character in query:
+    depth = 0
+    for character in query.replace("&&", "").replace("!=", ""):
         depth += (character in "([{&!") - (character in ")]}")
-        deepest = max(deepest, depth)
-    if deepest > MAX_QUERY_DEPTH:
-        raise ValueError(f"a query nests at most {MAX_QUERY_DEPTH} brackets")
+        if depth > MAX_QUERY_DEPTH:
+            raise ValueError(f"a query nests at most {MAX_QUERY_DEPTH} brackets")
     # Not jmespath.compile, which keeps queries of strangers in a cache of the process.
     parsed: Any = jmespath.parser.Parser().parse(query).parsed
     copies, nodes = 1, [parsed]

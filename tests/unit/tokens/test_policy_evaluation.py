@@ -203,6 +203,7 @@ def test_the_decision(authorization: str, permitted: bool) -> None:
             {"a": ["a", True]},
         ),
         ('=> issue(type="a", value=JmesPath("[3,2,1]", "[::-2]"));', {"a": "[1,3]"}),
+        (f'=> issue(type="a", value=JmesPath("{{}}", "{" && ".join(["a!=`1`"] * 50)}"));', {"a": "true"}),
         ('=> issue(type="a", value=JmesPath("[]", "[to_number(\'-1.5e1\'), to_number(\'7\')]"));', {"a": "[-15.0,7]"}),
         *(
             (f'=> issue(type="a", value=JmesPath("[]", "to_number(\'{text}\')"));', {"a": "null"})
