@@ -61,7 +61,7 @@ from confcom.protocols.pcs import PckCertRequest
 from confcom.services.collateral.refresh import needs_in
 from confcom.services.device_plugin.epc_in_api import CHECKPOINT, remembered
 from confcom.services.metrics.use import Seen, put_together
-from confcom.services.webhook.webhook_http import review
+from confcom.services.webhook.webhook import review
 from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedUpstream, SimulatedWorld
 

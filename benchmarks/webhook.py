@@ -43,7 +43,7 @@ from confcom.protocols.admission import ServiceClient, allowance, mutating_webho
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls
-from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
+from confcom.services.webhook.webhook import WebhookApp, WebhookMetrics
 
 SECONDS = 2.0
 ROUNDS = 3

@@ -10,7 +10,7 @@ from confcom.admission.decision import AdmissionContext
 from confcom.admission.pod_json import Grants
 from confcom.errors import PolicyError
 from confcom.protocols.epc import CANONICAL
-from confcom.services.webhook.webhook_http import Task, review
+from confcom.services.webhook.webhook import Task, review
 
 _LABEL = "/metadata/labels/confcom.dev~1uses-sgx"
 _HERE = AdmissionContext(namespace="fuzz", grants=Grants.parse("fuzz/*"), largest_node=168)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.cli import demo_refusals, demo_stage
+from confcom.cli import demo_acts, demo_stage
 from confcom.cli.demo_stage import open_stage
 from confcom.cli.root import run
 from confcom.errors import ExitCode
@@ -210,7 +210,7 @@ def test_an_expectation_that_is_not_met_makes_it_fail(
 ) -> None:
     """The verifier asks for a version that the genuine quote has not: that must not be called a success."""
     monkeypatch.delenv("SGX_AESM_ADDR", raising=False)
-    monkeypatch.setattr(demo_refusals, "MIN_SVN", 9)
+    monkeypatch.setattr(demo_acts, "MIN_SVN", 9)
     assert run(["demo"]) == ExitCode.UNEXPECTED
     out = capsys.readouterr().out
     assert "NOT as it should be: A genuine quote (nothing was changed)" in out

@@ -15,7 +15,7 @@ from confcom.admission.pod_json import Grants
 from confcom.errors import FormatError
 from confcom.protocols.admission import difference
 from confcom.protocols.epc import parse_quantity
-from confcom.services.webhook.webhook_http import review
+from confcom.services.webhook.webhook import review
 from json_patch_apply import apply_patch
 from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HELPER, HYBRID, INTEL, PROVISION
 

@@ -31,7 +31,7 @@ from confcom.pki.serving_pair import make_serving_pair
 from confcom.protocols.admission import MAX_REVIEW
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.tls import HeldTls
-from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
+from confcom.services.webhook.webhook import WebhookApp, WebhookMetrics
 from json_patch_apply import apply_patch
 from sgx_pods import ENCLAVE, EPC, INTEL, PROVISION, canonical, container, labelled, pod
 

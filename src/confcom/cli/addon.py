@@ -70,10 +70,7 @@ def _target(command: Command) -> Command:
 
 
 _addon = click.option(
-    "--addon",
-    "--addons",
-    "-a",
-    "addon",
+    *("--addon", "--addons", "-a", "addon"),
     metavar="NAME",
     default=ADDON,
     show_default=True,
@@ -97,15 +94,17 @@ def _waiting(what: str, dry_run: str) -> Decorator:
         command,
         click.option("--dry-run", is_flag=True, help=dry_run),
         click.option("--no-wait", is_flag=True, help=f"Do not wait until everything {what}."),
-        click.option(
-            "--timeout",
-            metavar="SECONDS",
-            type=click.IntRange(1, 86400),
-            default=300,
-            show_default=True,
-            help="How long to wait.",
-        ),
+        _timeout(300),
     )
+
+
+def _timeout(default: int) -> Decorator:
+    limits = click.IntRange(1, 86400)
+    return _text("--timeout", "SECONDS", "How long to wait.", type=limits, default=default, show_default=True)
+
+
+def _text(name: str, metavar: str, text: str, **more: Any) -> Decorator:  # noqa: ANN401 - click's
+    return click.option(name, metavar=metavar, help=text, **more)
 
 
 def _switch(name: str, field: str, text: str) -> Decorator:
@@ -122,51 +121,41 @@ def _repeated(name: str, field: str, metavar: str, text: str) -> Decorator:
 
 _SETTINGS = {
     "Image": (
-        click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
+        _text("--image", "IMAGE", "Image of every component; '' is this version's own."),
         _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
         _repeated("--image-pull-secret", "image_pull_secrets", "NAME", "To pull it. Repeatable."),
     ),
     "Nodes and EPC": (
         _choice("--platform", "Platform of the nodes.  [default: intel]", "intel", "simulated"),
-        click.option(
-            "--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"
-        ),
-        click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
+        _text("--simulated-epc", "SIZE[,…]", "EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
+        _repeated("--node-selector", "node_selector", "KEY=VALUE", "Only nodes with it. Repeatable."),
         _repeated(
             "--toleration", "tolerations", "KEY[=VALUE][:EFFECT]", "Taint of SGX nodes. Repeatable; '*' is every taint."
         ),
         _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
-        click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
-        click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]"),
-        click.option(
-            "--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."
-        ),
+        _text("--epc-reserve-mib", "N", "MiB held back on every node.  [default: 0]", type=int),
+        _text("--overcommit", "RATIO", "Requestable over true size.  [default: 1]", type=float),
+        _text("--provision-grants", "NS/SA,…", "Who may hold the provisioning device; NS/* is all."),
     ),
     "Quote helper": (
         _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
-        click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
-        click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
-        click.option(
-            "--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"
-        ),
-        click.option(
-            "--expected-signers", metavar="HEX,…", help="MRSIGNERs; other quotes are counted.  [default: any]"
-        ),
+        _text("--quote-helper-epc-mib", "N", "EPC of the quote helper.  [default: 4]", type=int),
+        _text("--quote-helper-groups", "GID,…", "Groups of the nodes' SGX devices; it joins them."),
+        _text("--quote-helper-seccomp", "PROFILE", "Or localhost/PATH.  [default: runtime/default]"),
+        _text("--expected-signers", "HEX,…", "MRSIGNERs; other quotes are counted.  [default: any]"),
     ),
     "Admission webhook": (
         _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
-        click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+        _text("--webhook-replicas", "N", "Its pods.  [default: 2]", type=int),
         _choice("--webhook-namespaces", "Namespaces that it serves.  [default: all]", "all", "labelled"),
-        click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
+        _text("--webhook-client-ca", "NAME", "ConfigMap with its clients' authority; '' is none."),
         _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
-        click.option(
-            "--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"
-        ),
-        click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
+        _text("--api-ports", "PORT,…", "Of the API server, for network policies.  [default: 443,6443]"),
+        _text("--api-addresses", "CIDR,…", "From which it asks the webhook.  [default: any]"),
     ),
     "Collateral service": (
         _switch("collateral", "collateral", "The collateral service.  [default: off]"),
-        click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
+        _text("--collateral-upstream", "NAME|URL", "The source it asks.  [default: intel]"),
         _repeated("--collateral-fmspc", "collateral_fmspcs", "HEX", "FMSPC to keep fresh. Repeatable."),
         _repeated(
             "--collateral-tcb-set",
@@ -174,50 +163,32 @@ _SETTINGS = {
             "[GROUP=]SET",
             "Pin what its clients get: early or a number. Repeatable.",
         ),
-        click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
-        click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
-        click.option("--collateral-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),
-        click.option(
-            "--collateral-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"
-        ),
-        click.option("--collateral-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"),
-        click.option(
-            "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
-        ),
+        _text("--collateral-storage", "[CLASS/]SIZE", "A volume for its store; '' is none."),
+        _text("--collateral-tls-secret", "NAME", "Its certificate; '' has it make one."),
+        _text("--collateral-database", "NAME", "Secret with its PostgreSQL's address; '' is none."),
+        _text("--collateral-database-port", "PORT", "Of the PostgreSQL.  [default: 5432]", type=int),
+        _text("--collateral-replicas", "N", "Its pods, with a PostgreSQL.  [default: 2]", type=int),
+        _text("--collateral-url", "URL", "Instead: the PCCS that quote helpers ask; '' is the image's."),
     ),
     "Attestation service": (
         _switch("attestation-service", "attestation", "The attestation service.  [default: off]"),
-        click.option(
-            "--attestation-url", metavar="URL", help="URL of its clients, issuer of tokens; '' is its Service's."
-        ),
-        click.option(
-            "--attestation-storage", metavar="[CLASS/]SIZE", help="Volume of its state; '' is none.  [default: 1Gi]"
-        ),
-        click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
-        click.option(
+        _text("--attestation-url", "URL", "URL of its clients, issuer of tokens; '' is its Service's."),
+        _text("--attestation-storage", "[CLASS/]SIZE", "Volume of its state; '' is none.  [default: 1Gi]"),
+        _text("--attestation-tls-secret", "NAME", "Its certificate; '' has it make one."),
+        _text(
             "--attestation-administrators",
-            metavar="NAME",
-            help="Secret with administrators.toml and the files it names.  [default: confcom-attestation-admin]",
+            "NAME",
+            "Secret with administrators.toml and the files it names.  [default: confcom-attestation-admin]",
         ),
-        click.option(
-            "--attestation-keys", metavar="URI", help="PKCS#11 token with its keys; '' is files on the volume."
-        ),
-        click.option("--attestation-pin-secret", metavar="NAME", help="Secret with the PIN of that token, under pin."),
-        click.option(
-            "--attestation-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."
-        ),
-        click.option(
-            "--attestation-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"
-        ),
-        click.option(
-            "--attestation-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"
-        ),
+        _text("--attestation-keys", "URI", "PKCS#11 token with its keys; '' is files on the volume."),
+        _text("--attestation-pin-secret", "NAME", "Secret with the PIN of that token, under pin."),
+        _text("--attestation-database", "NAME", "Secret with its PostgreSQL's address; '' is none."),
+        _text("--attestation-database-port", "PORT", "Of the PostgreSQL.  [default: 5432]", type=int),
+        _text("--attestation-replicas", "N", "Its pods, with a PostgreSQL.  [default: 2]", type=int),
     ),
     "Certificate signer": (
         _switch("attested-certificates", "attested_certificates", "The signer of pods' certificates.  [default: off]"),
-        click.option(
-            "--approve-for", metavar="SIGNER,…", help="It approves for these too, such as cert-manager's issuers."
-        ),
+        _text("--approve-for", "SIGNER,…", "It approves for these too, such as cert-manager's issuers."),
     ),
     "Metrics and autoscaling": (
         _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
@@ -364,14 +335,7 @@ def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
 
 
 @addon.command(short_help="For the Helm chart: clean nodes before an uninstall.")
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.IntRange(1, 86400),
-    default=200,
-    show_default=True,
-    help="How long to wait.",
-)
+@_timeout(200)
 @kubeconfig_options
 def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
     """End the quote helper and the device plugin, and remove what they wrote on nodes.

@@ -101,11 +101,7 @@ class LazyGroup(AzGroup):
 COMMANDS: CommandTable = {
     "demo": ("confcom.cli.simulate", "demo", "Show the whole system on this machine, on the simulated platform."),
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
-    "inspect": (
-        "confcom.cli.inspect",
-        "inspect",
-        "Decode a file (quote, certificate, collateral, …) and explain it.",
-    ),
+    "inspect": ("confcom.cli.inspect", "inspect", "Decode a file (quote, certificate, collateral, …) and explain it."),
     "policy": ("confcom.cli.policy", "policy", "Write policies: what a relying party accepts."),
     "quote": ("confcom.cli.quote", "quote", "Get a quote on this machine."),
     "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
@@ -116,11 +112,7 @@ COMMANDS: CommandTable = {
     "top": ("confcom.cli.pods", "top", "Show EPC and quotes per node and pod of a cluster."),
     "why": ("confcom.cli.pods", "why", "Explain a pod: why it waits, its EPC, its quotes, and what to do."),
     "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
-    "check-pods": (
-        "confcom.cli.check_pods",
-        "check_pods",
-        "Show what the webhook would change or refuse.",
-    ),
+    "check-pods": ("confcom.cli.check_pods", "check_pods", "Show what the webhook would change or refuse."),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "attestation": ("confcom.cli.attestation", "attestation", "Judge evidence and sign tokens (Azure's API, EAR)."),
     "certificate": ("confcom.cli.certificate", "certificate", "Get a certificate for an attested pod, and renew it."),

@@ -12,7 +12,7 @@ import pytest
 from confcom.admission.decision import MOST, AdmissionContext, Decision, decide_debug, decide_pod
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_UID, difference, parse_review
-from confcom.services.webhook.webhook_http import review
+from confcom.services.webhook.webhook import review
 from sgx_pods import AESMD, EPC, HELPER, INTEL, PROVISION, container, pod
 
 HERE = AdmissionContext(namespace="apps", largest_node=168, helper=False)

@@ -18,7 +18,7 @@ from confcom.services.device_plugin.plugin_config import DevicePluginMetrics, Pl
 from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.runtime.status_page import Reading, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, TlsFiles
-from confcom.services.webhook.webhook_http import WebhookMetrics
+from confcom.services.webhook.webhook import WebhookMetrics
 from confcom.tokens.azure import AttestationType
 from running_attestation_service import make_world
 

@@ -28,7 +28,6 @@ from confcom.cluster.nodes import scaled_pods
 from confcom.cluster.objects import ClusterObjects, Ref
 from confcom.errors import ClusterError, ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import parse_tcp_address
-from confcom.pki.serving_pair import service_names
 from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import (
     EXPORTER_PORT,
@@ -50,50 +49,27 @@ from confcom.services.metrics_api.figures import (
 )
 from confcom.services.runtime.http_server import JSON, Listener, Message, Page, Receive, Send
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import IssuedServer, Metrics, component_registry, parse_address
+from confcom.services.runtime.status_page import IssuedServer, IssuedServerConfig, Metrics, component_registry
 from confcom.services.runtime.tls import HeldTls, IssuedCertificate, read_authorities
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
-class MetricsApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MetricsApiConfig(IssuedServerConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the metrics API; the defaults are those for production."""
 
-    listen: str = "[::]:8443"
-    """HOST:PORT of HTTPS, which the API server asks; [::] is every address."""
-    http: str = "[::]:9464"
-    """HOST:PORT, or unix:PATH, of /healthz, /readyz and /metrics; empty for none."""
     namespace: str = NAMESPACE
     """Namespace of the Service, and of the exporters."""
     service: str = SERVICE
-    """The Service that the API server asks; the certificate is for its name."""
     ca: str = "/etc/confcom/metrics-api-ca"
-    """Folder with tls.crt and tls.key of the CA that the APIService trusts; changes are followed."""
     exporters_ca: str = "/etc/confcom/exporters-ca/ca.crt"
     """PEM file with the CAs of the exporters' certificates; changes are followed."""
-    kubeconfig: str | None = None
-    """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""
-
     interval: _Seconds = 5.0
     """Seconds between two reads of every exporter."""
     timeout: _Seconds = 4.0
     """Seconds for the whole answer of an exporter."""
     stale_after: _Seconds = 30.0
     """Seconds after which figures are no longer given: HPA ignores their timestamps."""
-    leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
-    """Seconds for which a replica still answers after SIGTERM, so that the API server finds another one first."""
-    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
-    """Connections at a time."""
-
-    def check(self) -> None:
-        """`ConfigError` if an address is wrong."""
-        parse_tcp_address(self.listen)
-        if self.http:
-            parse_address(self.http)
-
-    def names(self) -> tuple[str, ...]:
-        """Names of the certificate."""
-        return service_names(self.service, self.namespace)
 
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")
@@ -142,8 +118,7 @@ class MetricsApiMetrics(Metrics):
 
     def show_certificate(self, certificate: IssuedCertificate) -> None:
         """Show the certificate that this replica issued for itself."""
-        expires = "When the certificate in use expires."
-        self.reading("certificate_expiry_timestamp_seconds", expires, certificate.expiry)
+        super().show_certificate(certificate)
         self.reading("certificate_trusted", "1 while there is a usable CA.", lambda: not certificate.not_ready)
 
 
@@ -216,14 +191,13 @@ class _MetricsApi:
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
         """Answer until `stop` is set and callers have left."""
         server = IssuedServer(
-            service="metrics_api",
+            name="metrics_api",
+            config=self._config,
             app=self._app,
             certificate=self._certificate,
             listener=self._listener,
             not_ready=self._not_ready,
             registry=self._metrics.registry,
-            http=self._config.http,
-            leave_after=self._config.leave_after,
         )
         await server.run(
             repeat(self._pods.follow, self._failed("pods"), pause=1.0, longest=RETRY_MAX),

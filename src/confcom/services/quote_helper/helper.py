@@ -260,13 +260,12 @@ class _Helper:
         await self._retire(self._listener)
 
     def _add_gauges(self) -> None:
-        front, quoting, readiness = self._front, self._quoting, self._readiness
-        self._metrics.gauge("ready", "1 while this helper serves and its last self-test succeeded.",
-                            lambda: readiness.ready)  # fmt: skip
-        self._metrics.gauge("connections", "Connections that are open.", lambda: front.open)
-        self._metrics.gauge("waiting", "Requests that wait for the platform.", lambda: len(front.queue))
-        self._metrics.gauge("in_hand", "Requests that the platform works on.", lambda: quoting.in_hand)
-        self._metrics.gauge("peers", "Pods and users with open connections.", lambda: len(front.peers))
+        front, quoting, readiness, show = self._front, self._quoting, self._readiness, self._metrics.reading
+        show("ready", "1 while this helper serves and its last self-test succeeded.", lambda: readiness.ready)
+        show("connections", "Connections that are open.", lambda: front.open)
+        show("waiting", "Requests that wait for the platform.", lambda: len(front.queue))
+        show("in_hand", "Requests that the platform works on.", lambda: quoting.in_hand)
+        show("peers", "Pods and users with open connections.", lambda: len(front.peers))
 
     async def _warm_up(self) -> None:
         """Have the attestation key made, and try again until it is; `_tried` is set after the first attempt."""

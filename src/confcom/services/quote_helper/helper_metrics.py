@@ -12,7 +12,7 @@ from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,7 +25,7 @@ from confcom.services.quote_helper.connection import Conversation, RequestEvent
 from confcom.services.quote_helper.peers import OURSELVES
 from confcom.services.quote_helper.request_log import RequestLog
 from confcom.services.quote_helper.self_test import SelfTestResult
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import Metrics
 
 PREFIX = "confcom_quote_helper"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -72,14 +72,13 @@ class Durations:
         return HistogramMetricFamily(f"{PREFIX}_{self._name}", self._text, buckets=buckets, sum_value=self._sum)
 
 
-class QuoteHelperMetrics(Collector):
+class QuoteHelperMetrics(Metrics, Collector):
     """Every metric of the quote helper; also an observer of the front, beside `observe`."""
 
     def __init__(
         self, registry: CollectorRegistry, observe: Callable[[RequestEvent], None], log: RequestLog | None = None
     ) -> None:
-        self.registry = registry
-        self._log = log
+        super().__init__(registry, PREFIX)
         self._observe = observe if log is None else log.record
         # Counted by the thousand each second, so without the library's locks; one thread counts.
         self._requests: dict[tuple[str | None, str], int] = {}
@@ -89,27 +88,23 @@ class QuoteHelperMetrics(Collector):
         self._request_seconds = Durations("request_seconds", "From the connection to its end.")
         self._platform_seconds = Durations("platform_seconds", "What the platform (QE and PCE) took for a request.")
         registry.register(self)
-        self._over_limit = Counter(
-            f"{PREFIX}_over_limit", "Requests over the limit of a peer (connections, rate) or of all (waiting).",
-            ["limit"], registry=registry,
-        )  # fmt: skip
-        self._self_test = Gauge(f"{PREFIX}_self_test_ok", "1 when the last self-test succeeded.", registry=registry)
-        self._tcb = Gauge(
-            f"{PREFIX}_tcb_status", "1 for the TCB status of this platform as our verifier sees it.",
-            ["status"], registry=registry,
-        )  # fmt: skip
+        over = "Requests over the limit of a peer (connections, rate) or of all (waiting)."
+        self._over_limit = self.counter("over_limit", over, "limit")
+        self._self_test = self.gauge("self_test_ok", "1 when the last self-test succeeded.")
+        seen = "1 for the TCB status of this platform as our verifier sees it."
+        self._tcb = self.gauge("tcb_status", seen, "status")
+        lost = "Lines of the log that its reader was too slow for."
+        self.reading("log_lines_lost", lost, lambda: log.lost if log else 0, counter=True)
+        left_out = "Requests without a line of their own, because their peer had too many."
+        self.reading("log_lines_left_out", left_out, lambda: log.left_out if log else 0, counter=True)
         self.state = "starting"
         """Of `STATES`."""
         self._known: dict[str, float] = {}
         for name, text in _OF_SELF_TEST.items():
-            registry.register(Reading(f"{PREFIX}_{name}", text, partial(self._known.get, name)))
+            self.reading(name, text, partial(self._known.get, name))
         # Beforehand, so that the first is an increase.
         for limit in ("connections", "rate", "waiting"):
             self._over_limit.labels(limit)
-
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge; `value` is called for each scrape."""
-        Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(value)
 
     def ended(self, conversation: Conversation) -> None:
         """Have a connection that has ended counted by the next `settle`, or before the next scrape."""
@@ -145,14 +140,6 @@ class QuoteHelperMetrics(Collector):
         yield _by_peer(
             "throttled_connections", "Connections closed unread, because too many of the same peer came to nothing.",
             self._throttled,
-        )  # fmt: skip
-        yield CounterMetricFamily(
-            f"{PREFIX}_log_lines_lost", "Lines of the log that its reader was too slow for.",
-            value=0 if self._log is None else self._log.lost,
-        )  # fmt: skip
-        yield CounterMetricFamily(
-            f"{PREFIX}_log_lines_left_out", "Requests without a line of their own, because their peer had too many.",
-            value=0 if self._log is None else self._log.left_out,
         )  # fmt: skip
         states = GaugeMetricFamily(f"{PREFIX}_state", "1 for the state of this helper.", labels=["state"])
         for state in STATES:

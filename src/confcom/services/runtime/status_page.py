@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import structlog
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -27,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
 from confcom.formats.arguments import parse_tcp_address
+from confcom.pki.serving_pair import service_names
 from confcom.services.runtime.http_server import Application, Listener, Message, Page, Receive, Send, serve_http
 from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.tls import LOOK_EVERY, HeldTls, IssuedCertificate
@@ -108,6 +110,11 @@ class Metrics:
         """A gauge or counter that is read at each scrape."""
         self.registry.register(Reading(f"{self._prefix}_{name}", text, read, counter=counter))
 
+    def show_certificate(self, certificate: IssuedCertificate) -> None:
+        """Show when the certificate expires that this replica issued for itself."""
+        expires = "When the certificate in use expires."
+        self.reading("certificate_expiry_timestamp_seconds", expires, certificate.expiry)
+
 
 def readiness(reason: Callable[[], str]) -> Handler:
     """A /readyz: ready while there is no reason why not."""
@@ -166,22 +173,53 @@ def parse_address(address: str) -> Path | tuple[str, int]:
     return parse_tcp_address(address, advice="Write it as 0.0.0.0:9464, [::]:9464 or unix:PATH.")
 
 
+class IssuedServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a server behind a Service that the API server asks, with certificates that its replicas issue."""
+
+    listen: str = "[::]:8443"
+    """HOST:PORT of HTTPS; [::] is every address."""
+    http: str = "[::]:9464"
+    """HOST:PORT, or unix:PATH, of /healthz, /readyz and /metrics; empty for none."""
+    namespace: str
+    """Namespace of the Service."""
+    service: str
+    """The Service that the API server asks; the certificate is for its name."""
+    ca: str
+    """Folder with tls.crt and tls.key of the CA that the API server trusts; changes are followed."""
+    kubeconfig: str | None = None
+    """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""
+    leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
+    """Seconds for which a replica still answers after SIGTERM, so that the API server finds another one first."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
+
+    def check(self) -> None:
+        """`ConfigError` if a name or an address is wrong."""
+        self.names()
+        parse_tcp_address(self.listen)
+        if self.http:
+            parse_address(self.http)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the certificate."""
+        return service_names(self.service, self.namespace)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedServer:
-    """One replica of a server behind a Service, and its status pages at `http`, if that is not empty.
+    """One replica of such a server, and its status pages.
 
-    `listener` may wait until there can be answers. `not_ready` gives reasons beside those of the certificate. `service`
+    `listener` may wait until there can be answers. `not_ready` gives reasons beside those of the certificate. `name`
     begins the event of leaving in the log.
     """
 
-    service: str
+    name: str
+    config: IssuedServerConfig
     app: Application
     certificate: IssuedCertificate
     listener: Callable[[HeldTls], Awaitable[Listener]]
     not_ready: Callable[[], str]
     registry: CollectorRegistry
-    http: str
-    leave_after: float
     look_every: float = LOOK_EVERY
 
     async def run(
@@ -191,18 +229,18 @@ class IssuedServer:
 
         `beside` runs for as long. `started` gets the URL.
         """
-        serving, ended = asyncio.Event(), asyncio.Event()
+        serving, ended, config = asyncio.Event(), asyncio.Event(), self.config
 
         async def answer() -> None:
             listener = await self.listener(await self.certificate.first())
             serving.set()
-            await serve_http(self.app, replace(listener, leave_after=self.leave_after), stop=stop, started=started)
+            await serve_http(self.app, replace(listener, leave_after=config.leave_after), stop=stop, started=started)
             ended.set()
 
         async def leave() -> None:
             await stop.wait()
             if serving.is_set():
-                structlog.get_logger().info(f"{self.service}.leaves", seconds=self.leave_after)
+                structlog.get_logger().info(f"{self.name}.leaves", seconds=config.leave_after)
                 await ended.wait()
             ended.set()
 
@@ -210,9 +248,9 @@ class IssuedServer:
             return LEAVING if stop.is_set() else self.certificate.not_ready or self.not_ready()
 
         actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
-        if self.http:
+        if config.http:
             pages = {"/healthz": alive, "/readyz": readiness(not_ready), "/metrics": metrics_of(self.registry)}
-            actors.append(StatusPage(self.http, pages).run())
+            actors.append(StatusPage(config.http, pages).run())
         await run_until(ended, *actors)
 
 
