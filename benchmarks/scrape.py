@@ -51,7 +51,7 @@ def exporter(pods: int) -> CollectorRegistry:
     metrics = EpcMetrics("n1")
     metrics.node = EpcNode("n1", 168 * MIB)
     metrics.use, metrics.seen, metrics.pods_known = put_together(known, seen, {}), seen, True
-    metrics.over = dict.fromkeys((row.labels for row in metrics.use.containers), Kind.OVER_LIMIT)
+    metrics.over = dict.fromkeys((row.labels for row in metrics.use.containers), (Kind.OVER_LIMIT, 60.0))
     registry = component_registry("metrics")
     registry.register(metrics)
     return registry

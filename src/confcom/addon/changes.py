@@ -8,7 +8,6 @@ Commands that run at the same time add up: each writes the settings on the condi
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -488,7 +487,7 @@ def simulated_objects(
 
 def _content(secret: dict[str, Any]) -> bytes:
     try:
-        return base64.b64decode((secret.get("data") or {})[WORLD_KEY], validate=True)
+        return b64decode((secret.get("data") or {})[WORLD_KEY], validate=True)
     except (KeyError, binascii.Error) as error:
         raise ConfigError(
             f"Secret {NAMESPACE}/{WORLD_SECRET} holds no simulated world",

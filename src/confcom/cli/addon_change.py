@@ -76,17 +76,8 @@ def _words(text: str) -> list[str]:
     return [word for part in text.split(",") if (word := part.strip())]
 
 
-def enable(**flags: Any) -> None:  # noqa: ANN401 - by name
-    """Enable the add-on, and print its profile."""
-    _change(flags, to_enable)
-
-
-def update(**flags: Any) -> None:  # noqa: ANN401 - by name
-    """Change the enabled add-on, and print its profile."""
-    _change(flags, to_update)
-
-
-def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState | None], AddonConfig]) -> None:
+def _change(settle: Callable[[dict[str, Any], AddonState | None], AddonConfig], **flags: Any) -> None:  # noqa: ANN401
+    """Change the settings of the add-on as `settle` says, and print its profile."""
     changes = changes_of(flags)
 
     async def work(addon: Addon) -> AddonConfig:
@@ -103,6 +94,9 @@ def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState 
         note("dry run: nothing was changed")
     else:
         print_result(profile(AddonState(enabled=True, version=VERSION, config=config)), flags["output"])
+
+
+enable, update = partial(_change, to_enable), partial(_change, to_update)
 
 
 def disable(**flags: Any) -> None:  # noqa: ANN401 - by name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,17 +70,9 @@ def serve(config: AttestationServiceConfig) -> None:
                 advice="Leave out --machine, or trust the simulated root (--trust-root).",
             )
         quote = quotes_of_this_process(Path(config.simulated_machine) if config.simulated_machine else None)
-    note = ", SIMULATED" if simulated_world(roots) else ""
-    run_until_stopped(
-        partial(
-            service.serve,
-            config,
-            roots=roots,
-            clock=now,
-            quote=quote,
-            started=lambda url: click.echo(f"attestation service: ready on {url}{note}"),
-        )
-    )
+    mark = ", SIMULATED" if simulated_world(roots) else ""
+    ready = "attestation service: ready on "
+    run_until_stopped(service.serve, config, ready=ready, mark=mark, roots=roots, clock=now, quote=quote)
 
 
 attestation.add_command(serve)

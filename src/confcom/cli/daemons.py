@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +100,22 @@ def needing(what: str, extras: str) -> Iterator[None]:
         raise ConfigError(f"{what} needs the package {error.name!r}", advice=f"Install confcom[{extras}].") from error
 
 
-def run_until_stopped(serve: Callable[..., Coroutine[Any, Any, None]]) -> None:
-    """Run `serve(stop=…)` in an event loop of its own; SIGTERM and SIGINT set the event `stop`."""
+def run_until_stopped(
+    serve: Callable[..., Coroutine[Any, Any, None]], *arguments: object, ready: str, mark: str = "", **settings: object
+) -> None:
+    """Run `serve` in an event loop of its own; SIGTERM and SIGINT set its event `stop`.
+
+    Once it has started, `ready` is printed, what `serve` says of itself (its URL), and `mark`.
+    """
     import asyncio
 
     from confcom.services.runtime.process import stop_on_signals
 
+    def started(found: str = "") -> None:
+        click.echo(f"{ready}{found}{mark}")
+
     async def run() -> None:
-        await serve(stop=stop_on_signals())
+        await serve(*arguments, stop=stop_on_signals(), started=started, **settings)
 
     asyncio.run(run())
 
@@ -154,7 +161,6 @@ def quote_helper(config: QuoteHelperConfig) -> None:
         collateral_ca=config.collateral_ca,
         trust_root=config.trust_root,
     )
-    origin = f"platform {choice.name} ({choice.reason})"
     # On a terminal structlog writes columns; otherwise a thread of its own writes the lines.
     verbose = click.get_current_context().params["verbose"]
     log = None if sys.stderr.isatty() or is_quiet() else RequestLog(verbose=verbose)
@@ -164,16 +170,14 @@ def quote_helper(config: QuoteHelperConfig) -> None:
 
     try:
         run_until_stopped(
-            partial(
-                helper.serve,
-                platform,
-                config,
-                started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
-                log=log,
-                quick=choice.name == "simulated",
-                restarted=restarts > 0,
-                self_test=kit,
-            )
+            helper.serve,
+            platform,
+            config,
+            ready=f"quote helper: ready on {config.socket}, platform {choice.name} ({choice.reason})",
+            log=log,
+            quick=choice.name == "simulated",
+            restarted=restarts > 0,
+            self_test=kit,
         )
     finally:
         if log is not None:
@@ -212,12 +216,7 @@ def device_plugin(config: DevicePluginConfig) -> None:
     from confcom.services.device_plugin import plugin
 
     host, origin = _open_host(config)
-
-    run_until_stopped(
-        partial(
-            plugin.serve, host, config, started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}")
-        )
-    )
+    run_until_stopped(plugin.serve, host, config, ready="device plugin: ready, ", mark=f", {origin}")
 
 
 def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
@@ -258,7 +257,7 @@ def metrics(config: MetricsConfig) -> None:
     """Show what the containers of this node request and use of EPC, and report those that use more."""
     from confcom.services.metrics.exporter import serve
 
-    run_until_stopped(partial(serve, config, started=lambda text: click.echo(f"metrics: ready, {text}")))
+    run_until_stopped(serve, config, ready="metrics: ready, ")
 
 
 # The admission webhook.
@@ -284,7 +283,7 @@ def webhook(config: WebhookConfig) -> None:
     """
     from confcom.services.webhook.webhook import serve
 
-    run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"webhook: ready on {url}")))
+    run_until_stopped(serve, config, ready="webhook: ready on ", clock=now)
 
 
 # The metrics API.
@@ -303,7 +302,7 @@ def metrics_api(config: MetricsApiConfig) -> None:
     """
     from confcom.services.metrics_api.metrics_api import serve
 
-    run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"metrics API: ready on {url}")))
+    run_until_stopped(serve, config, ready="metrics API: ready on ", clock=now)
 
 
 # The certificate signer.
@@ -334,15 +333,7 @@ def certificate_signer(config: CertificateSignerConfig) -> None:
 
     roots = trust_roots(config.trust_roots)
     mark = ", SIMULATED" if simulated_world(roots) else ""
-    run_until_stopped(
-        partial(
-            serve,
-            config,
-            roots=roots,
-            clock=now,
-            started=lambda name: click.echo(f"certificate signer: ready for {name}{mark}"),
-        )
-    )
+    run_until_stopped(serve, config, ready="certificate signer: ready for ", mark=mark, roots=roots, clock=now)
 
 
 # The collateral service.
@@ -394,18 +385,9 @@ def collateral_service(config: CollateralServiceConfig) -> None:
         service.listener_of(config)
     with _upstream(config) as (upstream, roots):
         origin = "offline" if upstream is None else f"upstream {source_name(config.upstream)}"
-        note = ", SIMULATED" if any(root.simulated for root in roots.roots) else ""
-
-        run_until_stopped(
-            partial(
-                service.serve,
-                upstream,
-                config,
-                roots=roots,
-                clock=now,
-                started=lambda url: click.echo(f"collateral service: ready on {url}, {origin}{note}"),
-            )
-        )
+        mark = f", {origin}, SIMULATED" if any(root.simulated for root in roots.roots) else f", {origin}"
+        ready = "collateral service: ready on "
+        run_until_stopped(service.serve, upstream, config, ready=ready, mark=mark, roots=roots, clock=now)
 
 
 @contextmanager

@@ -223,13 +223,11 @@ class MetricsExporter:
         metrics = self.metrics
         metrics.use, metrics.node, metrics.pods_known = use, self._pods.node, self._pods.known
         metrics.held = self._enforcement.held
-        metrics.over = {row.labels: None for row in use.containers if row.judged and row.pod is not None}
+        metrics.over = {row.labels: (None, 0.0) for row in use.containers if row.judged and row.pod is not None}
         now = self._monotonic()
-        metrics.over_for = dict.fromkeys(metrics.over, 0.0)
         for row in use.containers:
             if (kind := self._episodes.judge(row)) is not None:
-                metrics.over[row.labels] = kind
-                metrics.over_for[row.labels] = self._episodes.over_for(row, now)
+                metrics.over[row.labels] = kind, self._episodes.over_for(row, now)
 
     def _begin(self, episode: Episode) -> None:
         self.metrics.episodes[episode.kind] += 1

@@ -48,8 +48,8 @@ class EpcMetrics(Collector):
         self.use: NodeUse | None = None
         self.seen: Seen | None = None
         self.sgx: SgxNode | None = None
-        self.over: dict[tuple[str, str, str], Kind | None] = {}
-        self.over_for: dict[tuple[str, str, str], float] = {}
+        self.over: dict[tuple[str, str, str], tuple[Kind | None, float]] = {}
+        """What is wrong with each container, by its labels, and for how many seconds."""
         self.age: Callable[[], float] = lambda: 0.0
         self.pods_known = False
         self.held = 0
@@ -91,16 +91,15 @@ class EpcMetrics(Collector):
         over = GaugeMetricFamily(
             f"{PREFIX}_over_limit", "1 while the container has more than it requested.", labels=[*CONTAINER, "kind"]
         )
-        for labels, kind in self.over.items():
-            for one in Kind:
-                over.add_metric([self.node.name, *labels, one], int(kind is one))
-        yield over
         lasting = GaugeMetricFamily(
             f"{PREFIX}_over_limit_seconds", "Since when it has more than it requested; 0 while it has not.",
             labels=CONTAINER,
         )  # fmt: skip
-        for labels, seconds in self.over_for.items():
+        for labels, (kind, seconds) in self.over.items():
+            for one in Kind:
+                over.add_metric([self.node.name, *labels, one], int(kind is one))
             lasting.add_metric([self.node.name, *labels], seconds)
+        yield over
         yield lasting
 
     def _node_use(self, use: NodeUse) -> Iterator[Metric]:

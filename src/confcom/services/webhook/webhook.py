@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 import structlog
@@ -113,8 +112,7 @@ Outcome = Literal["allowed", "patched", "refused"]
 MAX_NAMED_PATHS = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewEvent:
+class ReviewEvent(NamedTuple):
     """The outcome of a review for log and metrics; of the pod only names and amounts."""
 
     task: Task
@@ -131,10 +129,6 @@ class ReviewEvent:
     warnings: tuple[str, ...] = ()
     changes: int = 0
     """Operations of the patch."""
-
-    def as_dict(self) -> dict[str, object]:
-        """The event for the log."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def review(data: bytes, task: Task, context_of: Callable[[str], AdmissionContext]) -> tuple[bytes, ReviewEvent]:
@@ -308,7 +302,7 @@ class WebhookApp:
 
     def _observe(self, event: ReviewEvent, seconds: float) -> None:
         self._metrics.observe(event, seconds)
-        self._log.info("admission.review", duration_ms=round(seconds * 1000, 3), **event.as_dict())
+        self._log.info("admission.review", duration_ms=round(seconds * 1000, 3), **event._asdict())
 
     async def _reject(self, send: Send, status: int, message: str) -> None:
         self._metrics.rejected.labels(str(status)).inc()
