@@ -23,8 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from benchmarks.device_plugin import from_tests
 from benchmarks.measure import Row, show
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.pki.pod_certificate import CertifiedPod, issue
-from confcom.pki.serving_pair import Authority
+from confcom.pki.serving_pair import Authority, CertifiedPod, issue
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, SigningRequest, name_for
 from confcom.services.certificate_signer.decisions import Decisions, PodPolicies, nonce_context, nonce_secret

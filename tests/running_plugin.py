@@ -10,8 +10,8 @@ from typing import Any
 
 from confcom.devices.host import Host
 from confcom.devices.sgx_node import declare_node, parse_epc_sizes
-from confcom.services.device_plugin.plugin import serve
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig, PluginEvent
+from confcom.services.device_plugin.kubelet_plugin import PluginEvent
+from confcom.services.device_plugin.plugin import DevicePluginConfig, serve
 from kubelet_emulator import KubeletEmulator, wait_until
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"

@@ -47,7 +47,7 @@ from confcom.collateral.bundle import save_bundle
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfigError, PlatformBusy, PlatformError, PlatformUnavailable
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.platforms.gramine import GramineQuoteSource
+from confcom.platforms.quoting import GramineQuoteSource
 
 DAY = timedelta(days=1)
 

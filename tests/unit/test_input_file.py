@@ -22,7 +22,7 @@ SOURCE = Path(input_file.__file__).parent
 OWN_FILES = {
     "cli/build_info.py", "cli/demo_stage.py", "devices/sgx_node.py", "manifests/monitoring.py",
     "report/html.py", "services/attestation/attestation_http.py", "services/attestation/pages.py",
-    "platforms/gramine.py",
+    "platforms/quoting.py",
 }  # fmt: skip
 """Modules that open files of the package, files that they made, or Gramine's pseudo-files."""
 IMPATIENT = 0.2

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
     from confcom.services.collateral.cache import Upstream
     from confcom.services.collateral.service_config import CollateralServiceConfig
-    from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+    from confcom.services.device_plugin.plugin import DevicePluginConfig
     from confcom.services.metrics.exporter import MetricsConfig
     from confcom.services.metrics_api.metrics_api import MetricsApiConfig
     from confcom.services.quote_helper.helper import QuoteHelperConfig
@@ -189,7 +189,7 @@ def quote_helper(config: QuoteHelperConfig) -> None:
 # The device plugin.
 
 
-@daemon("device-plugin", "confcom.services.device_plugin.plugin_config:DevicePluginConfig", extras="node,kube")
+@daemon("device-plugin", "confcom.services.device_plugin.plugin:DevicePluginConfig", extras="node,kube")
 @click.option(
     "--platform", type=click.Choice(["auto", "intel", "simulated"]), help="Whether the node is real or simulated."
 )

@@ -23,8 +23,7 @@ from confcom.appraisal.peer import PURPOSE_CLAIM
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.formats.arguments import decode_base64
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
-from confcom.pki.pod_certificate import alternative_names
-from confcom.pki.serving_pair import authorities_in
+from confcom.pki.serving_pair import alternative_names, authorities_in
 from confcom.protocols.certificate_requests import (
     APPROVED,
     CLIENT_AUTH,

@@ -19,7 +19,7 @@ from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.device_plugin.plugin import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
 from confcom.services.metrics_api.metrics_api import MetricsApiConfig
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig

@@ -11,8 +11,7 @@ import pytest
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PlatformUnavailable
 from confcom.formats.quote import Quote
-from confcom.platforms.gramine import MAX_TYPE, GramineQuoteSource, attestation_type
-from confcom.platforms.quoting import EnclaveQuoteSource
+from confcom.platforms.quoting import MAX_TYPE, EnclaveQuoteSource, GramineQuoteSource, attestation_type
 
 DATA = bytes(range(64))
 

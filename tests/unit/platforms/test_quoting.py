@@ -11,10 +11,10 @@ import pytest
 
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.gramine import GramineQuoteSource
 from confcom.platforms.interface import Platform, ReportSource
 from confcom.platforms.quoting import (
     EnclaveQuoteSource,
+    GramineQuoteSource,
     ModeDecision,
     ProcessMode,
     QuoteMode,

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.enclave_file import read_signed_enclave
-from confcom.appraisal.inspection import documents, pki, quotes
+from confcom.appraisal.inspection import documents, quotes
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import without_bom
@@ -208,15 +208,15 @@ def _pem(text: bytes, size: int) -> Inspection:
     label = text[len(b"-----BEGIN ") :].split(b"-----", 1)[0][:40].decode("ascii", "replace")
     match label:
         case "CERTIFICATE":
-            ders = pki.certificates_of_pem(text)
+            ders = documents.certificates_of_pem(text)
             if len(ders) == 1:
                 return _certificate(ders[0], encoding, size) or Inspection(
-                    "certificate", "certificate", encoding, size, pki.certificate_items(ders[0])
+                    "certificate", "certificate", encoding, size, documents.certificate_items(ders[0])
                 )
-            chain = (pki.chain_item("certificates", ders),)
+            chain = (documents.chain_item("certificates", ders),)
             return Inspection("certificate-chain", f"chain of {len(ders)} certificates", encoding, size, chain)
         case "X509 CRL":
-            return Inspection("crl", "certificate revocation list", encoding, size, pki.crl_items(text))
+            return Inspection("crl", "certificate revocation list", encoding, size, documents.crl_items(text))
         case _:
             raise _refusal(f"this is PEM with a block of {label!r}")
 
@@ -306,8 +306,8 @@ def _certificate(content: bytes, written: str, size: int) -> Inspection | None:
 
 
 _DER_KINDS: tuple[tuple[str, str, Callable[[bytes], tuple[Item, ...]]], ...] = (
-    ("certificate", "certificate", pki.certificate_items),
-    ("crl", "certificate revocation list", pki.crl_items),
+    ("certificate", "certificate", documents.certificate_items),
+    ("crl", "certificate revocation list", documents.crl_items),
 )
 
 

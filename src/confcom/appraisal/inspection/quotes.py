@@ -7,6 +7,7 @@ from hashlib import new as new_hash
 from hashlib import sha256
 
 from confcom.appraisal.enclave_file import SignedEnclave
+from confcom.appraisal.inspection.documents import certificates_of_pem, chain_item
 from confcom.appraisal.inspection.items import (
     Explain,
     Item,
@@ -18,7 +19,6 @@ from confcom.appraisal.inspection.items import (
     record_items,
     words,
 )
-from confcom.appraisal.inspection.pki import certificates_of_pem, chain_item
 from confcom.appraisal.peer import binding_of
 from confcom.errors import FormatError
 from confcom.formats import der

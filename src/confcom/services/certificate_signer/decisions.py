@@ -27,8 +27,7 @@ from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
 from confcom.formats.quote import Quote
 from confcom.input_file import read_bounded
 from confcom.pki.certificate import check_own_signature
-from confcom.pki.pod_certificate import CertifiedPod, IssuedCertificate, alternative_names, check_key, issue
-from confcom.pki.serving_pair import Authority
+from confcom.pki.serving_pair import Authority, CertifiedPod, IssuedCertificate, alternative_names, check_key, issue
 from confcom.protocols.certificate_requests import (
     CLIENT_AUTH,
     NONCE_EXPIRED,

@@ -17,8 +17,7 @@ from confcom.errors import ConfcomError, RemoteProtocolError
 from confcom.protocols import kubelet
 from confcom.protocols.dra_objects import DRIVER, allocated_devices
 from confcom.services.device_plugin.grpc import Handlers
-from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
-from confcom.services.device_plugin.plugin_config import Observer, PluginEvent
+from confcom.services.device_plugin.kubelet_plugin import KubeletStreams, Observer, PluginEvent
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import KubeResourceClaims

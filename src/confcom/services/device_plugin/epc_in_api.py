@@ -35,11 +35,12 @@ from confcom.protocols.dra_objects import (
 )
 from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus, parse_quantity
 from confcom.services.device_plugin.grpc import held_devices
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig, Observer, PluginEvent
+from confcom.services.device_plugin.kubelet_plugin import Observer, PluginEvent
 from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import KubeNode, KubeResourceSlices
+    from confcom.services.device_plugin.plugin import DevicePluginConfig
 
 State = TypeVar("State")
 Offer = TypeVar("Offer")

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
 
 import structlog
@@ -37,8 +37,10 @@ from confcom.errors import (
     RemoteProtocolError,
 )
 from confcom.protocols.kubelet import LIST, Empty, Holder, Method, holders, parse
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.runtime.listener import clear_path, inode, settle, stop_accepting
+
+if TYPE_CHECKING:
+    from confcom.services.device_plugin.plugin import DevicePluginConfig
 
 SOCKET_MODE = 0o600
 """Only root may connect, as the kubelet does."""

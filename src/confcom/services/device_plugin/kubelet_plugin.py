@@ -13,23 +13,39 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from confcom.devices.resources import DeviceResource, Inventory
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
 from confcom.services.device_plugin.grpc import GrpcSocket, Handlers, call
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig, Observer, PluginEvent
 from confcom.services.runtime.process import wait_for
+
+if TYPE_CHECKING:
+    from confcom.services.device_plugin.plugin import DevicePluginConfig
 
 KUBELET_SOCKET = "kubelet.sock"
 _Fingerprint: TypeAlias = tuple[int, int, int]
 
 
 _Message = TypeVar("_Message")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginEvent:
+    """One thing that happened to a resource; `name` is the log's event, `warning` its level."""
+
+    name: str
+    resource: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+    warning: bool = False
+
+
+Observer: TypeAlias = Callable[[PluginEvent], None]
 
 
 class KubeletStreams:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.device_plugin.plugin import DevicePluginConfig
 
 
 def test_the_defaults_are_sound_and_deny_provisioning() -> None:

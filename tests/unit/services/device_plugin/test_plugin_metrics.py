@@ -4,7 +4,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from confcom.services.device_plugin.plugin_config import PREFIX, DevicePluginMetrics, PluginEvent
+from confcom.services.device_plugin.kubelet_plugin import PluginEvent
+from confcom.services.device_plugin.plugin import PREFIX, DevicePluginMetrics
 
 ROOT = Path(__file__).resolve().parents[4]
 PLAN = {"numa_nodes": {"0": 100, "1": 68}, "units": 160, "reserve_mib": 8, "overcommit": 1.0, "publisher": "devices"}

@@ -9,8 +9,7 @@ from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import declare_node, find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
-from confcom.services.device_plugin.kubelet_plugin import ResourceServer
-from confcom.services.device_plugin.plugin_config import PluginEvent
+from confcom.services.device_plugin.kubelet_plugin import PluginEvent, ResourceServer
 
 
 def server_of(folder: Path, mib: int, events: list[PluginEvent]) -> ResourceServer:

@@ -22,7 +22,7 @@ from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.collateral.service_config import CollateralServiceConfig
-from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.device_plugin.plugin import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
 from confcom.services.metrics_api.metrics_api import MetricsApiConfig
 from confcom.services.quote_helper.helper import QuoteHelperConfig
