@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 import ssl
 import time
@@ -14,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.services.runtime.http_server import Listener, _client_key, serve_http
+from confcom.services.runtime.http_server import ACCEPT_PAUSE, Listener, _client_key, serve_http
 from confcom.services.runtime.tls import HeldTls
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -32,15 +35,17 @@ class Application:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append("?".join(filter(None, (scope["path"], scope["query_string"].decode()))))
-        body = b"x" * int(scope["path"].strip("/") or 0)
+        status, body = 200, b"x" * int(scope["path"].strip("/") or 0)
         if scope["method"] == "POST":
             body = b""
+            status = 400
             while (message := await receive())["type"] == "http.request":
                 body += message["body"]
                 if not message["more_body"]:
+                    status = 200
                     break
         headers = [(b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
@@ -334,6 +339,9 @@ async def test_a_client_that_stops_is_cut_off_by_the_limit_of_its_step(limit: st
         ),
         (b"GET /5 HTTP/2.0\r\nHost: a\r\n\r\n", b"505"),
         (b"PRI * HTTP/2.0\r\n\r\n", b"505"),
+        (b"GET /5 HTTP/1.1\r\nHost: a/b\r\n\r\n", b"400"),
+        (b"GET /5 HTTP/1.1\r\nHost: a b\r\n\r\n", b"400"),
+        (b"GET /5 HTTP/1.1\r\nHost: \xc3\xa4\r\n\r\n", b"400"),
     ],
 )
 async def test_a_request_that_a_proxy_reads_otherwise_ends_its_connection(head: bytes, status: bytes) -> None:
@@ -346,6 +354,57 @@ async def test_a_request_that_a_proxy_reads_otherwise_ends_its_connection(head: 
         assert answer.count(b"HTTP/1.1") == 1 + (b"only HTTP/1.1" in answer)
         assert server.app.asked == []
         writer.close()
+
+
+@pytest.mark.parametrize("piece", [b"zz\r\nbody\r\n", b"4\r\nbodyX", b"-1\r\n", b"4\r\nbo"])
+async def test_a_body_that_breaks_its_framing_is_refused_and_ends_its_connection(piece: bytes) -> None:
+    async with running() as server, asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n" + piece)
+        writer.write_eof()
+        answer = await reader.read()  # up to the end of the connection
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"connection: close" in answer.lower()
+        writer.close()
+
+
+@pytest.mark.parametrize("empty", [[b"\r\n"], [b"\r", b"\n"], [b"\r\n\r\n"], [b"\n"]])
+async def test_empty_lines_before_a_request_are_passed_over(empty: list[bytes]) -> None:
+    async with running() as server, asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for _ in range(2):
+            for piece in empty:
+                writer.write(piece)
+                await asyncio.sleep(0.01)
+            writer.write(POST + b"Content-Length: 4\r\n\r\nbody" + b"".join(empty) + GET % 5)
+            for expected in (b"body", b"xxxxx"):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                assert await reader.readexactly(len(expected)) == expected
+        writer.close()
+
+
+async def test_a_server_without_descriptors_says_so_once_and_that_it_goes_on() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with capture_logs() as logged:
+        async with running() as server:
+            server.clients += (waiting := [socket.socket() for _ in range(3)])
+            for client in waiting:
+                client.setblocking(False)
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                for client in waiting:
+                    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", server.port))
+                await asyncio.sleep(3 * ACCEPT_PAUSE)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for client in waiting:
+                await asyncio.get_running_loop().sock_sendall(client, GET % 5)
+                assert (await asyncio.get_running_loop().sock_recv(client, 999)).startswith(b"HTTP/1.1 200 ")
+    assert [(line["event"], line["outcome"], line["reason"]) for line in logged] == [
+        ("http.accept", "waits", "Too many open files"),
+        ("http.accept", "goes on", ""),
+    ]
 
 
 def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:

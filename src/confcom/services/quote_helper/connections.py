@@ -32,7 +32,7 @@ from confcom.services.quote_helper.helper_metrics import EnclaveInventory, Quote
 from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
 from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
-from confcom.services.runtime.listener import FairQueue, available_descriptors
+from confcom.services.runtime.listener import FairQueue, Want, available_descriptors
 
 ACCEPT_BATCH = 8
 """Connections accepted before other work gets its turn: longer batches keep good clients waiting in a flood."""
@@ -66,6 +66,7 @@ class Acceptor:
         self._welcome = welcome
         self._done = done
         self._make_room = make_room
+        self._want = Want("aesm.accept")
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[socket.socket, None] = {}
         self._full_backlog = backlog
@@ -102,6 +103,7 @@ class Acceptor:
             try:
                 client = new(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, accept()[0])
             except BlockingIOError:
+                self._want.note(None)
                 break
             except OSError as error:
                 self._pause(listener, error)
@@ -131,7 +133,7 @@ class Acceptor:
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         # The connection stays in the backlog. Trying again at once would only burn the processor.
-        structlog.get_logger().warning("aesm.accept", reason=error.strerror)
+        self._want.note(error)
         self._make_room(ACCEPT_BATCH)
         self._loop.remove_reader(listener)
         self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,15 +22,12 @@ from urllib.parse import unquote
 import h11
 import structlog
 
-from confcom.errors import ConfigError
-from confcom.services.runtime.listener import available_descriptors, bind_unix, settle
+from confcom.services.runtime.listener import Want, available_descriptors, bind_tcp, bind_unix, settle
 from confcom.services.runtime.process import background
 from confcom.services.runtime.tls import HeldTls, client_of
 
 CHUNK = 64 * 1024
 """Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
-SOCKET_BUFFER = 128 * 1024
-"""Bytes of the kernel's buffers for each direction of a connection."""
 ACCEPTS = 64
 """Connections accepted in one turn of the event loop."""
 ACCEPT_PAUSE = 0.5
@@ -47,6 +43,8 @@ TINY = 1024
 V4_MAPPED = bytes(10) + b"\xff\xff"
 _ABSOLUTE = re.compile(rb"\Ahttps?://[^/?]*", re.IGNORECASE)
 """What a request target in absolute form has before its path (RFC 9112, 3.2.2): proxies' clients send it."""
+_HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*")
+"""What a Host header may have in it (RFC 3986, 3.2.2)."""
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 Message = MutableMapping[str, Any]
@@ -144,6 +142,7 @@ class _Server:
         self._unread_total = 0
         self._count = 0
         self._listening = listening
+        self._want = Want("http.accept")
         self._limit = max(1, min(listener.max_connections, available_descriptors() - listener.fd_reserve))
         self._tasks: set[asyncio.Task[None]] = set()
         self._abandoned: set[_Connection] = set()
@@ -211,10 +210,13 @@ class _Server:
         for _ in range(ACCEPTS):
             try:
                 accepted, address = self._listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except BlockingIOError:
+                self._want.note(None)
+                return
+            except (InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                structlog.get_logger().warning("http.accept", outcome="waits", reason=error.strerror)
+                self._want.note(error)
                 self._loop.remove_reader(self._listening.fileno())
                 self._loop.call_later(ACCEPT_PAUSE, self.start)
                 return
@@ -281,7 +283,7 @@ class _Connection:
         self._peer = address[:2] if isinstance(address, tuple) else None
         self._reader = asyncio.StreamReader(limit=CHUNK // 2)
         self._writer: asyncio.StreamWriter | None = None
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_head - 1)
+        self._http = self._new_http()
         self._opened = False
         self._first = True
         self._is_head = False
@@ -388,18 +390,30 @@ class _Connection:
 
     async def _next_request(self) -> h11.Request | None:
         """The head of the next request; None if the client has ended the connection."""
-        limits, event = self._limits, self._http.next_event()
+        limits, event = self._limits, self._next_head()
         if event is h11.NEED_DATA:
             async with asyncio.timeout(limits.head_timeout if self._first else limits.idle_timeout):
                 await self._read(limits.max_head)
-            event = self._http.next_event()
+            event = self._next_head()
         if event is h11.NEED_DATA:
             async with asyncio.timeout(limits.head_timeout):
                 while event is h11.NEED_DATA:
                     await self._read(limits.max_head - len(self._http.trailing_data[0]))
-                    event = self._http.next_event()
+                    event = self._next_head()
         self._first = False
         return event if isinstance(event, h11.Request) else None
+
+    def _next_head(self) -> object:
+        """h11's next event between requests. It refuses empty lines there, which some clients send (RFC 9112, 2.2)."""
+        received, _ = self._http.trailing_data
+        if received[:1] in (b"\r", b"\n"):
+            self._http = self._new_http()
+            if rest := received.lstrip(b"\r\n"):  # h11 takes an empty one for the end of the connection
+                self._http.receive_data(rest)
+        return self._http.next_event()
+
+    def _new_http(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_head - 1)
 
     async def _answer(self, request: h11.Request) -> None:
         path, _, query = _ABSOLUTE.sub(b"", request.target, 1).partition(b"?")
@@ -452,7 +466,9 @@ class _Connection:
                             await self._write(http.send(h11.InformationalResponse(status_code=100, headers=[])), 0)
                         await self._read(CHUNK)
                         event = http.next_event()
-        except (TimeoutError, OSError, h11.RemoteProtocolError):
+        except h11.RemoteProtocolError:
+            event = h11.PAUSED  # the application says 400, and the connection ends
+        except (TimeoutError, OSError):
             self.abort()
             event = h11.PAUSED
         if isinstance(event, h11.Data):
@@ -531,12 +547,14 @@ def _abort(writer: asyncio.StreamWriter) -> None:
 
 
 def _framing_fault(request: h11.Request) -> tuple[int, str] | None:
-    """Status and reason to refuse what a proxy may have split into other requests (RFC 9112, 2.3, 6.1)."""
+    """Status and reason to refuse what a proxy may have split into other requests (RFC 9112, 2.3, 3.2, 6.1)."""
     names = {name for name, _ in request.headers}
     if request.http_version not in (b"1.0", b"1.1"):
         return 505, "only HTTP/1.1 is supported"
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
         return 400, "Transfer-Encoding is refused together with Content-Length, and in HTTP/1.0"
+    if not all(_HOST.fullmatch(value) for name, value in request.headers if name == b"host"):
+        return 400, "the Host header has characters that no host has"
     return None
 
 
@@ -554,40 +572,7 @@ def _bind(listener: Listener, cleaning: contextlib.AsyncExitStack) -> socket.soc
     """A bound socket, closed with the stack."""
     if isinstance(listener.address, Path):
         return bind_unix(listener.address, listener.backlog, cleaning)
-    host, port = listener.address
-    try:
-        bound = cleaning.enter_context(_open_socket(host, port))
-        bound.listen(listener.backlog)
-    except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a host's name
-        message = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
-        raise ConfigError(message, advice="Name another address with --listen.") from error
-    return bound
-
-
-def _open_socket(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
-        # waits 40 ms for the acknowledgement of its head.
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            raise
-        # [::] means every address, on a machine without IPv6 too.
-        return _open_socket("0.0.0.0", port)  # noqa: S104 - every address was asked for
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family is socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        # Accepted connections inherit it; asyncio reads as much at a time as the kernel holds.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        bound.bind(address)
-    except OSError:
-        bound.close()
-        raise
-    return bound
+    return bind_tcp(*listener.address, listener.backlog, cleaning)
 
 
 def _url(bound: socket.socket, listener: Listener) -> str:

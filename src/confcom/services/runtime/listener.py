@@ -1,6 +1,6 @@
-"""A listening Unix socket that replaces its predecessor without a moment at which the path leads nowhere.
+"""Listening sockets; a Unix socket replaces its predecessor without a moment at which the path leads nowhere.
 
-Beside it what bounds those who connect: descriptors, and a queue in which they take turns.
+Beside them what bounds those who connect: descriptors, and a queue in which they take turns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+import structlog
+
 from confcom.errors import ConfigError, PlatformUnavailable
 
 DIRECTORY_MODE = 0o755
@@ -27,6 +29,8 @@ SOCKET_MODE = 0o666
 MAX_PATH = 107
 """`sun_path` without its NUL."""
 
+SOCKET_BUFFER = 128 * 1024
+"""Bytes of the kernel's buffers for each direction of a TCP connection."""
 _SO_PASSRIGHTS = 83  # not in Python's socket module
 
 
@@ -249,6 +253,43 @@ def bind_unix(path: Path, backlog: int, cleaning: AsyncExitStack) -> socket.sock
     return bound
 
 
+def bind_tcp(host: str, port: int, backlog: int, cleaning: AsyncExitStack) -> socket.socket:
+    """A socket that listens on a host's port (0: any; `::`: on every address); closed with the stack."""
+    try:
+        bound = cleaning.enter_context(_open_socket(host, port))
+        bound.listen(backlog)
+    except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a host's name
+        message = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(message, advice="Name another address with --listen.") from error
+    return bound
+
+
+def _open_socket(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
+        # waits 40 ms for the acknowledgement of its head.
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        # [::] means every address, on a machine without IPv6 too.
+        return _open_socket("0.0.0.0", port)  # noqa: S104 - every address was asked for
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        # Accepted connections inherit it; asyncio reads as much at a time as the kernel holds.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
 TURNS = 4
 """Turns of the event loop after which connections accepted before are served, and those ended before are closed.
 
@@ -276,6 +317,21 @@ async def settle() -> None:
     """Let the event loop finish what is scheduled."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
+
+
+class Want:
+    """Says in the log once that connections wait in the kernel, for want of descriptors, and once that none do."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._reason: str | None = None
+
+    def note(self, error: OSError | None) -> None:
+        """What a turn of accepting ended with: an error, or None where the queue is empty."""
+        reason = None if error is None else error.strerror
+        if reason != self._reason:
+            structlog.get_logger().warning(self._event, outcome="waits" if reason else "goes on", reason=reason or "")
+            self._reason = reason
 
 
 def available_descriptors() -> int:
