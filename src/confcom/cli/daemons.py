@@ -103,7 +103,7 @@ def needing(what: str, extras: str) -> Iterator[None]:
 def run_until_stopped(
     serve: Callable[..., Coroutine[Any, Any, None]], *arguments: object, ready: str, mark: str = "", **settings: object
 ) -> None:
-    """Run `serve` in an event loop of its own; SIGTERM and SIGINT set its event `stop`.
+    """Run `serve` in an event loop of its own; a request to stop (`stop_on_signals`) sets its event `stop`.
 
     Once it has started, `ready` is printed, what `serve` says of itself (its URL), and `mark`.
     """

@@ -157,16 +157,20 @@ FORGIVEN_AFTER = 60.0
 SAME_REQUEST = 0.25
 """Seconds in which several signals are one request to stop: `timeout`, systemd and a parent send one each."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-_PASSED_ON = frozenset((*_STOPS, signal.SIGHUP))
 _SI_KERNEL = 0x80
 """`si_code` of a terminal's signal, which goes to every process in the foreground."""
 
 
+def _requests_to_stop() -> frozenset[int]:
+    """SIGTERM, SIGINT, and SIGHUP, unless that is ignored as under `nohup`."""
+    return frozenset(_STOPS if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*_STOPS, signal.SIGHUP))
+
+
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM, SIGINT and SIGHUP set, in the running loop. Only a process's entry point calls this.
+    """An event that a request to stop sets, in the running loop. Only a process's entry point calls this.
 
     A further SIGTERM or SIGINT, `SAME_REQUEST` later or more, ends the process at once, even while its event loop is
-    busy. SIGHUP counts for nothing then, nor under `nohup`.
+    busy. SIGHUP counts for nothing then.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -181,9 +185,8 @@ def stop_on_signals() -> asyncio.Event:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    for number in _PASSED_ON:
-        if number in _STOPS or signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, asked)
+    for number in _requests_to_stop():
+        loop.add_signal_handler(number, asked)
     return stop
 
 
@@ -194,7 +197,8 @@ def restart_when_killed() -> int:
     or by a signal that was passed on. As a container's first process it avoids the kubelet's growing pauses, and
     modules imported before this call need not be imported again. Call it before there are threads or an event loop.
     """
-    signals = _PASSED_ON | {signal.SIGCHLD}
+    stops = _requests_to_stop()
+    signals = stops | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     logger = structlog.get_logger()
     restarts = deaths = 0
@@ -211,7 +215,7 @@ def restart_when_killed() -> int:
         os.close(ends)
         while (status := _reap(child)) is None:
             found = signal.sigwaitinfo(signals)
-            stopping = stopping or found.si_signo in _STOPS
+            stopping = stopping or found.si_signo in stops
             if found.si_signo != signal.SIGCHLD and found.si_code != _SI_KERNEL:
                 os.kill(child, found.si_signo)
         os.close(held)
@@ -224,7 +228,7 @@ def restart_when_killed() -> int:
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
             asked = signal.sigtimedwait(signals, left)
-            if asked is not None and asked.si_signo in _STOPS:
+            if asked is not None and asked.si_signo in stops:
                 raise SystemExit(0)
         restarts += 1
 

@@ -355,6 +355,33 @@ def test_a_lost_terminal_stops_a_daemon_in_order(first: int, start: list[str]) -
     assert daemon.returncode == 0
 
 
+STARTS = """
+import os, time
+from confcom.services.runtime.process import configure_logging, restart_when_killed
+configure_logging()
+restart_when_killed()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("start", [[], ["nohup"]])
+def test_a_lost_terminal_ends_a_daemon_that_still_starts(start: list[str]) -> None:
+    """The process in front forked the next one, without a terminal."""
+    with subprocess.Popen(
+        [*start, sys.executable, "-c", STARTS], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as front:
+        assert front.stdout is not None
+        first = int(front.stdout.readline())
+        front.send_signal(signal.SIGHUP)
+        if start:
+            os.kill(first, signal.SIGKILL)
+            assert int(front.stdout.readline()) != first
+            front.terminate()
+        assert front.communicate(timeout=GUARD)[0] == ""
+    assert front.returncode == 128 + (signal.SIGTERM if start else signal.SIGHUP)
+
+
 IN_FRONT = """
 import os, signal
 numbers = {signal.SIGINT, signal.SIGTERM}
