@@ -244,9 +244,9 @@ def machine(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: str, log: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [*CONFCOM, "collateral", "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*CONFCOM, "collateral", "serve", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
     ) as process:
         try:
             yield process
@@ -297,6 +297,30 @@ def test_serves_the_simulated_authority_until_a_signal(tmp_path: Path, machine: 
     assert any(event["event"] == "collateral.request" and event["status"] == 404 for event in events)
     with CollateralStore(store, roots=SimulatedWorld.load(machine).trust_roots, create=False) as kept:
         assert kept.document_keys()
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that nobody reads any more"])
+def test_requests_are_answered_where_the_log_cannot_be_written(tmp_path: Path, machine: Path, where: str) -> None:
+    if where == "a full disk":
+        log = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, log = os.pipe()
+        os.close(reader)
+    path = tmp_path / "service.socket"
+    arguments = ["--unix-socket", str(path), "--store", str(tmp_path / "store.sqlite"), "--upstream", "simulated"]
+    with command(*arguments, "--machine", str(machine), "--debug", log=log) as process:
+        os.close(log)
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        connection = UnixConnection(path)
+        for asked, status in ((f"/sgx/certification/v4/tcb?fmspc={FMSPC}", 200), ("/nowhere", 404)) * 100:
+            connection.request("GET", asked)
+            response = connection.getresponse()
+            assert response.status == status
+            response.read()
+        connection.close()
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def test_prints_the_configuration_in_force(tmp_path: Path) -> None:

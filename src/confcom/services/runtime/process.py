@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgspec
 import structlog
@@ -127,19 +127,34 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
     ]
     if pretty if pretty is not None else sys.stderr.isatty():
         processors = [*shared, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+        factory: Any = structlog.PrintLoggerFactory(cast("Any", _Lossy(sys.stderr)))
     else:
         processors = [
             *shared,
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(serializer=_json),
         ]
-        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        factory = structlog.BytesLoggerFactory(cast("Any", _Lossy(sys.stderr.buffer)))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=factory,
     )
+
+
+class _Lossy:
+    """A stream for logs. What a full disk or a pipe without a reader does not take is lost: work goes on without it."""
+
+    def __init__(self, stream: Any) -> None:  # noqa: ANN401 - of text or bytes
+        self._stream = stream
+
+    def write(self, data: Any) -> None:  # noqa: ANN401 - as above
+        with suppress(OSError):
+            self._stream.write(data)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _json(event: object, **_: object) -> bytes:
