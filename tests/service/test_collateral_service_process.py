@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import hashlib
 import http.client
 import ipaddress
@@ -318,6 +319,34 @@ def test_requests_are_answered_where_the_log_cannot_be_written(tmp_path: Path, m
             response = connection.getresponse()
             assert response.status == status
             response.read()
+        connection.close()
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_requests_are_answered_while_nobody_reads_the_log_and_then_it_says_what_was_lost(
+    tmp_path: Path, machine: Path
+) -> None:
+    reader, log = os.pipe()
+    fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, 4096)
+    path = tmp_path / "service.socket"
+    arguments = ["--unix-socket", str(path), "--store", str(tmp_path / "store.sqlite"), "--upstream", "simulated"]
+    with command(*arguments, "--machine", str(machine), log=log) as process, os.fdopen(reader, "rb") as lines:
+        os.close(log)
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        connection = UnixConnection(path)
+        for _ in range(60):
+            connection.request("GET", "/nowhere")
+            response = connection.getresponse()
+            assert response.status == 404
+            response.read()
+        written = [json.loads(lines.readline())]
+        while len(written) < 60 and written[-1]["event"] != "process.log":
+            connection.request("GET", "/nowhere")
+            connection.getresponse().read()
+            written.append(json.loads(lines.readline()))
+        assert written[-1]["lost"] > 20
         connection.close()
         process.terminate()
         assert process.wait(60) == 0

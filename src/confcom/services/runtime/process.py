@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import re
+import select
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
 MOST: dict[type, int] = {float: 36_525 * 86_400, int: 1 << 53}
 """The largest numbers in settings: 100 years of seconds, with which times still are times, and what a double holds."""
+LOG_PATIENCE = 1.0
+"""Seconds for which a line of the log waits for a reader that does not read."""
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _Config = TypeVar("_Config", bound=msgspec.Struct)
 
@@ -143,18 +146,37 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
 
 
 class _Lossy:
-    """A stream for logs. What a full disk or a pipe without a reader does not take is lost: work goes on without it."""
+    """A stream for logs. What a full disk or a pipe without a reader does not take is lost: work goes on without it.
+
+    A reader that has stopped is waited for once, `LOG_PATIENCE` seconds; what is lost until it reads again is counted.
+    """
 
     def __init__(self, stream: Any) -> None:  # noqa: ANN401 - of text or bytes
         self._stream = stream
+        self._lost = 0
 
     def write(self, data: Any) -> None:  # noqa: ANN401 - as above
         with suppress(OSError):
+            if not self._is_read():
+                self._lost += 1
+                return
+            if self._lost:
+                note = f'{{"event":"process.log","level":"warning","lost":{self._lost}}}\n'
+                self._lost = 0
+                self._stream.write(note.encode() if isinstance(data, bytes) else note)
             self._stream.write(data)
 
     def flush(self) -> None:
         with suppress(OSError):
-            self._stream.flush()
+            if not self._lost:
+                self._stream.flush()
+
+    def _is_read(self) -> bool:
+        try:
+            descriptor = self._stream.fileno()
+        except OSError:  # in memory
+            return True
+        return bool(select.select((), (descriptor,), (), 0 if self._lost else LOG_PATIENCE)[1])
 
 
 def _json(event: object, **_: object) -> bytes:
