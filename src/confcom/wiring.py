@@ -232,9 +232,11 @@ def own_quotes(
                 "Gramine runs this process in an enclave of its own, and a simulated one was named too",
                 advice="Leave out --machine and --enclave.",
             )
-        simulated = None
+        world = None
     else:
-        simulated = _simulated_enclave(platform, machine, enclave)
+        world = _simulated_world(platform, machine, enclave)
+    demo = declare_enclave("demo enclave", "demo signer")
+    simulated = None if world is None else world.machine.launch(load_declaration(enclave) if enclave else demo)
 
     def present() -> LocalEnclave:
         if simulated is None:
@@ -244,7 +246,7 @@ def own_quotes(
     source = open_quote_source(
         decision,
         enclave=present,
-        in_proc=lambda: open_platform(platform, machine=machine, host=host),
+        in_proc=lambda: world.platform if world else open_platform(platform, machine=machine, host=host),
         socket=socket or DEFAULT_SOCKET,
         host=host,
         simulated=simulated is not None,
@@ -252,12 +254,12 @@ def own_quotes(
     return source, simulated
 
 
-def _simulated_enclave(platform: PlatformName, machine: Path | None, enclave: Path | None) -> LocalEnclave | None:
-    """The simulated enclave; None on hardware, where only the process itself could be one."""
+def _simulated_world(platform: PlatformName, machine: Path | None, enclave: Path | None) -> SimulatedWorld | None:
+    """The world of the machine file, which is read once; None on hardware, where only the process is an enclave."""
     if choose_platform(platform, machine=machine).name == "simulated":
         if machine is None:
             raise ConfigError("a simulated platform needs a machine file", advice=_MACHINE_ADVICE)
-        return launch_enclave(machine, enclave or declare_enclave("demo enclave", "demo signer"))
+        return SimulatedWorld.load(machine)
     if machine is not None or enclave is not None:
         raise ConfigError(
             "an enclave is declared, but no simulated machine runs it",

@@ -209,6 +209,14 @@ def test_an_archive_is_imported_from_a_pipe(
     assert "documents verified" in capsys.readouterr().out
 
 
+def test_the_machine_comes_from_a_pipe(tmp_path: Path, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_file, "PATIENCE", 1)
+    piped(tmp_path / "arriving", Path(places["MACHINE"]).read_bytes())
+    line = ["quote", "--machine", str(tmp_path / "arriving"), "--report-data", "00", "-o", places["OUT"]]
+    assert run(line) == ExitCode.OK
+    assert Path(places["OUT"]).stat().st_size == Path(places["QUOTE"]).stat().st_size
+
+
 LONG = "n" * 300
 """No file system has such a name."""
 

@@ -207,6 +207,11 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path, capsys) -> None:
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_a_missing_file_is_told_in_json_too(tmp_path: Path, capsys) -> None:
+    assert run(["inspect", str(tmp_path / "nowhere"), "--json"]) == 2
+    assert "nowhere" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
 def test_a_folder_is_a_usage_error(tmp_path: Path, capsys) -> None:
     assert run(["inspect", str(tmp_path)]) == 2
     assert "cannot read" in capsys.readouterr().err

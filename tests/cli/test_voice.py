@@ -210,6 +210,17 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
         assert process.stderr.read().strip() == "confcom: interrupted"
 
 
+def test_ctrl_c_while_a_module_makes_its_classes_is_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 makes a RuntimeError of it."""
+
+    class Interrupts:
+        def __set_name__(self, _owner: object, _name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("confcom.cli.inspect.read_input", lambda *_: type("Late", (), {"field": Interrupts()}))
+    assert run(["inspect", "-"]) == ExitCode.INTERRUPTED
+
+
 def test_quiet_leaves_out_notes(confcom_process, quote: Path) -> None:
     words = ("quote", "--machine", "m.json", "--report-data", "00", "-o", "q2.bin")
     assert confcom_process(*words).stderr != b""

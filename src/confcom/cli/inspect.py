@@ -38,9 +38,8 @@ def inspect(file: Path, as_json: bool) -> int:
     from confcom.appraisal.inspection.explain import MAX_INSPECTED
     from confcom.appraisal.inspection.explain import inspect as inspect_bytes
 
-    data = read_input(file, MAX_INSPECTED, "input")
     try:
-        found = inspect_bytes(data)
+        found = inspect_bytes(read_input(file, MAX_INSPECTED, "input"))
     except ConfcomError as error:
         if as_json:
             print_json({"kind": None, "verified": False, "fields": {}, "error": error.as_dict()})

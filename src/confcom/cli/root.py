@@ -216,6 +216,9 @@ def run(arguments: list[str]) -> int:
         )
         return ExitCode.USAGE
     except Exception as error:  # noqa: BLE001 - the outermost handler: users see a sentence, not a traceback
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what comes while a class is made
+            complain("interrupted")
+            return ExitCode.INTERRUPTED
         _trace(verbose)
         complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
         return ExitCode.UNEXPECTED

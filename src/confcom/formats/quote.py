@@ -133,6 +133,9 @@ class CertificationData(msgspec.Struct, frozen=True):
         kind = PPID_TYPES.get(self.type)
         if kind is None:
             raise FormatError(f"type {self.type} holds no PPID", structure="CertificationData", field="type")
+        if len(self.data) != kind.size():
+            message = f"type {self.type} has {kind.size()} bytes, found {len(self.data)}"
+            raise FormatError(message, structure="Quote", field="certification_data.size")
         return kind.parse(self.data)
 
 

@@ -50,8 +50,9 @@ def test_types_1_to_3_hold_platform_ids(number: int, kind: type[Record]) -> None
 
 @pytest.mark.parametrize(("number", "size"), [(1, 35), (1, 37), (2, 275), (3, 403), (3, 0)])
 def test_platform_ids_of_another_size_are_refused(number: int, size: int) -> None:
-    with pytest.raises(FormatError, match=f"found {size}"):
+    with pytest.raises(FormatError, match=f"type {number} has [0-9]+ bytes, found {size}") as caught:
         CertificationData.parse(entry(number, bytes(size))).ppid()
+    assert (caught.value.structure, caught.value.field) == ("Quote", "certification_data.size")
 
 
 @pytest.mark.parametrize("number", [4, 5, 6, 7])
