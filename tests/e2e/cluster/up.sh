@@ -109,6 +109,7 @@ start kubelet "$BIN/kubelet" --config="$B/etc/kubelet.yaml" --kubeconfig=$CONFIG
   --hostname-override=node1 --node-ip=$NODE_ADDRESS --root-dir=/var/lib/kubelet --cgroup-root=${KUBE_CGROUP:-/} \
   --tls-cert-file=$PKI/kubelet-server.crt --tls-private-key-file=$PKI/kubelet-server.key --v=${KUBELET_V:-2} $GATES $KUBELET_ARGS
 launch forward python3 "$HERE/../../../scripts/testcluster/forward.py" /run/netns/$NS "$PORT" "$API_PORT"
+waitfor 60 "the way to the API server" "$BIN/kubectl" get --raw /readyz || exit 1
 waitfor 180 "the node to be ready" node_ready || exit 1
 waitfor 60 "the default service account" kapi get sa default || exit 1
 kapi get nodes -o wide
