@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from benchmarks.device_plugin import from_tests
 from benchmarks.measure import Row, show
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.pki.serving_pair import Authority, CertifiedPod, issue
+from confcom.pki.serving_pair import Authority, CertifiedPod, issue_to_pod
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, SigningRequest, name_for
 from confcom.services.certificate_signer.decisions import Decisions, PodPolicies, nonce_context, nonce_secret
@@ -119,7 +119,7 @@ def _decided(stage: Stage, world: World) -> tuple[float, float]:
     wanted = CertifiedPod(public, SIGNER, "uid", "spiffe://cluster.local/ns/shop/sa/web", ("web.shop.svc",), True, True)
     begin = time.perf_counter()
     for _ in range(DECISIONS):
-        issue(authority, wanted, now=_now(), lifetime=timedelta(days=1))
+        issue_to_pod(authority, wanted, now=_now(), lifetime=timedelta(days=1))
     return decided, DECISIONS / (time.perf_counter() - begin)
 
 

@@ -224,7 +224,7 @@ def decode_json(
     once: bool = False,
     problem: str = "not the documented JSON",
 ) -> T:
-    """JSON as its decoder reads it; anything else is a `FormatError`. With `once` no member stands twice (above)."""
+    """JSON as its decoder reads it; anything else is a `FormatError`. `once` refuses a member that stands twice."""
     try:
         found = decoder.decode(data)
         if once:

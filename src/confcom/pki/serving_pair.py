@@ -265,11 +265,11 @@ def key_usage(*, authority: bool) -> x509.KeyUsage:
 # The names are given, never taken from a request. A subject has no common name, which old TLS stacks take for a host.
 
 POD_BACKDATE = timedelta(minutes=5)
-"""The same for a pod's certificate."""
+"""How far the certificate of a pod reaches back."""
 RSA_SIZES = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
-KEYS = "P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits with the exponent 65537"
+POD_KEYS = "P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits with the exponent 65537"
 
 
 class CertifiedPod(NamedTuple):
@@ -292,7 +292,7 @@ class IssuedCertificate(NamedTuple):
     expires: datetime
 
 
-def check_key(public_key: bytes) -> None:
+def check_pod_key(public_key: bytes) -> None:
     """`FormatError` for a key that is not certified; no other key is ever used for a computation."""
     try:
         key = load_der_public_key(public_key)
@@ -309,11 +309,13 @@ def check_key(public_key: bytes) -> None:
 
 
 def _refused(message: str) -> FormatError:
-    advice = f"Make a key that is {KEYS}."
+    advice = f"Make a key that is {POD_KEYS}."
     return FormatError(message, structure="certification request", field="key", advice=advice)
 
 
-def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime: timedelta) -> IssuedCertificate:
+def issue_to_pod(
+    authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime: timedelta
+) -> IssuedCertificate:
     """A certificate that ends `lifetime` after `now`, or with the CA."""
     own, signer = _loaded(authority)
     expires = min(now + lifetime, authority.expires)
@@ -327,7 +329,7 @@ def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime
                              (ExtendedKeyUsageOID.CLIENT_AUTH, wanted.client))
         if asked
     ]  # fmt: skip
-    key: Any = load_der_public_key(wanted.public_key)  # of the kinds that `check_key` passes
+    key: Any = load_der_public_key(wanted.public_key)  # of the kinds that `check_pod_key` passes
     made = (
         certificate_builder(x509.Name(subject), own.subject, key, now - POD_BACKDATE, expires)
         .add_extension(key_usage(authority=False), critical=True)

@@ -264,20 +264,20 @@ def _ask_for_qe_report(nonce: bytes, report: Report) -> QeReportInfo:
 # Gramine's manifest switches it on with `sgx.remote_attestation = "dcap"`. Gramine asks the node's quote helper itself,
 # so the folder `/var/run/aesmd` must be in the pod; SGX_AESM_ADDR has no meaning there.
 
-FOLDER = "dev/attestation"
-MAX_TYPE = 64
+GRAMINE_FOLDER = "dev/attestation"
+MAX_GRAMINE_TYPE = 64
 """Bytes of `attestation_type`; Gramine's longest word has four."""
 
 # The pseudo-files are the process's, not the opener's: what one thread writes, another one's quote would speak of.
-_LOCK = threading.Lock()
+_GRAMINE_LOCK = threading.Lock()
 
 
 def attestation_type(host: Path = Path("/")) -> str | None:
     """Gramine's kind of attestation (`none`, `dcap`); None outside Gramine."""
-    path = host / FOLDER / "attestation_type"
+    path = host / GRAMINE_FOLDER / "attestation_type"
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_TYPE)
+            content = file.read(MAX_GRAMINE_TYPE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -291,14 +291,14 @@ class GramineQuoteSource:
     """A `QuoteSource` over `/dev/attestation` below `host`."""
 
     def __init__(self, host: Path = Path("/")) -> None:
-        self._folder = host / FOLDER
+        self._folder = host / GRAMINE_FOLDER
 
     def quote(self, report_data: bytes, *, nonce: bytes | None = None) -> QuoteResult:
         """A quote of this process over 64 bytes; Gramine has no way to ask for the QE's report."""
         check_sizes(report_data, nonce)
         if nonce is not None:
             raise ConfigError("Gramine cannot give the QE's report on a quote", advice="Ask without a nonce.")
-        with _LOCK:
+        with _GRAMINE_LOCK:
             self._write("user_report_data", report_data)
             quote = Quote.parse(self._read("quote"))
         if quote.report_data != report_data:

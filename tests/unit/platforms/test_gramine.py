@@ -11,7 +11,7 @@ import pytest
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PlatformUnavailable
 from confcom.formats.quote import Quote
-from confcom.platforms.quoting import MAX_TYPE, EnclaveQuoteSource, GramineQuoteSource, attestation_type
+from confcom.platforms.quoting import MAX_GRAMINE_TYPE, EnclaveQuoteSource, GramineQuoteSource, attestation_type
 
 DATA = bytes(range(64))
 
@@ -115,7 +115,7 @@ def test_report_data_has_64_bytes(size: int, attestation: Path, tmp_path: Path) 
 def test_the_attestation_type_is_read_within_bounds(attestation: Path, tmp_path: Path) -> None:
     assert attestation_type(tmp_path) == "dcap"
     (attestation / "attestation_type").write_bytes(b"\xff" * 1_000_000)
-    assert attestation_type(tmp_path) == "\ufffd" * MAX_TYPE
+    assert attestation_type(tmp_path) == "\ufffd" * MAX_GRAMINE_TYPE
 
 
 def test_where_gramine_is_not_there_is_no_type(tmp_path: Path) -> None:

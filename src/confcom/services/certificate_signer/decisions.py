@@ -27,7 +27,14 @@ from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
 from confcom.formats.quote import Quote
 from confcom.input_file import read_bounded
 from confcom.pki.certificate import check_own_signature
-from confcom.pki.serving_pair import Authority, CertifiedPod, IssuedCertificate, alternative_names, check_key, issue
+from confcom.pki.serving_pair import (
+    Authority,
+    CertifiedPod,
+    IssuedCertificate,
+    alternative_names,
+    check_pod_key,
+    issue_to_pod,
+)
 from confcom.protocols.certificate_requests import (
     CLIENT_AUTH,
     NONCE_EXPIRED,
@@ -192,7 +199,7 @@ class Decisions:
             return Grant(None, facts)
         most = int(self._lifetime.total_seconds())
         asked = most if request.lifetime is None else max(min(request.lifetime, most), 0)
-        issued = issue(authority, wanted, now=now, lifetime=timedelta(seconds=asked))
+        issued = issue_to_pod(authority, wanted, now=now, lifetime=timedelta(seconds=asked))
         return Grant(issued, {"serial": f"{issued.serial_number:x}", "expires": issued.expires.isoformat()} | facts)
 
 
@@ -211,7 +218,7 @@ def _read_request(request: SigningRequest) -> tuple[der.RequestParts, AttestedRe
     """The certification request, signed by its own key, and the evidence in it; else a `Denial`."""
     try:
         parts = der.read_request_parts(request.der())
-        check_key(parts.public_key)
+        check_pod_key(parts.public_key)
         check_own_signature(parts, step="request-signature")
         return parts, AttestedRequest.of(parts)
     except der.DerError as error:
