@@ -25,7 +25,7 @@ from confcom.services.runtime.process import Overloaded, WorkerThreads
 Result = TypeVar("Result")
 
 TURN = 16
-"""Requests answered before new connections are accepted: with 4 a quote takes a sixth more of the processor."""
+"""Requests answered before new connections are accepted: with 4 a quote takes a tenth more processor time."""
 AHEAD = 2
 """Most calls that are sent to the platform at a time: the current one and the next."""
 HANGS_AFTER = 6.0
