@@ -1,5 +1,9 @@
 """Figures of the source: sizes of modules, share of comments, and what five walks pass through.
 
+A module is a file of our own that is neither generated nor an `__init__.py`: commit 897114d has 326. (Its median of 98
+lines counted the 14 packages' docstrings and two more `__init__.py` too; without them it is 104.) Lines and their
+share of comments are those of all files.
+
 `--timed` adds the seconds of `./dev unit` and `./dev check`; `--json` is for machines. `--source` measures the `src` of
 another checkout, without the walks.
 """
@@ -25,10 +29,9 @@ SMALL = 80
 CHART_ENDINGS = {".yaml", ".tpl", ".txt", ".json"}
 
 
-def modules(source: Path) -> list[Path]:
-    """Modules of our own: no generated ones, no empty `__init__`."""
-    found = (path for path in sorted(source.rglob("*.py")) if "_pb" not in path.parts)
-    return [path for path in found if path.name != "__init__.py" or path.read_text().strip()]
+def own_files(source: Path) -> list[Path]:
+    """Python files of our own: no generated ones."""
+    return [path for path in sorted(source.rglob("*.py")) if "_pb" not in path.parts]
 
 
 def prose_lines(text: str) -> int:
@@ -46,17 +49,17 @@ def prose_lines(text: str) -> int:
 
 def sizes(source: Path) -> dict[str, Any]:
     """Sizes of the modules below `source`."""
-    found = modules(source)
-    texts = [path.read_text() for path in found]
-    lines = [len(text.splitlines()) for text in texts]
-    largest = max(range(len(found)), key=lines.__getitem__)
+    texts = {path: path.read_text() for path in own_files(source)}
+    lines = {path: len(text.splitlines()) for path, text in texts.items()}
+    modules = [path for path in texts if path.name != "__init__.py"]
+    largest = max(modules, key=lines.__getitem__)
     return {
-        "modules": len(found),
-        "median lines": round(statistics.median(lines)),
-        "largest": f"{lines[largest]} ({found[largest].relative_to(source)})",
-        f"modules under {SMALL} lines": sum(count < SMALL for count in lines),
-        "lines of src": sum(lines),
-        "comments and docstrings, %": round(100 * sum(map(prose_lines, texts)) / sum(lines), 1),
+        "modules": len(modules),
+        "median lines": round(statistics.median(lines[path] for path in modules)),
+        "largest": f"{lines[largest]} ({largest.relative_to(source)})",
+        f"modules under {SMALL} lines": sum(lines[path] < SMALL for path in modules),
+        "lines of src": sum(lines.values()),
+        "comments and docstrings, %": round(100 * sum(map(prose_lines, texts.values())) / sum(lines.values()), 1),
     }
 
 
