@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.services.runtime.http_server import ACCEPT_PAUSE, Listener, _client_key, serve_http
+from confcom.services.runtime.http_server import ACCEPT_PAUSE, FIRST_REQUEST, Listener, _client_key, serve_http
 from confcom.services.runtime.tls import HeldTls
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -56,6 +56,7 @@ class Running:
         self.app = app
         self.port = port
         self.clients: list[socket.socket] = []
+        self.stop = asyncio.Event()
 
     def connect(self, *, source: str = "127.0.0.1") -> socket.socket:
         """A client that does not read and has little room for what it is sent."""
@@ -86,6 +87,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     listener = Listener(address=("127.0.0.1", 0), **limits)
     serving = asyncio.create_task(serve_http(app, listener, stop=stop, started=started.set_result))
     server = Running(app, int((await started).rpartition(":")[2]))
+    server.stop = stop
     try:
         yield server
     finally:
@@ -154,6 +156,59 @@ async def test_an_answer_that_did_not_end_its_connection_is_followed_by_one_that
         writer.close()
         serving.cancel()
         await asyncio.wait([serving])
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("said", [b"", b"GET /5 HT"])
+async def test_who_was_let_in_before_the_end_gets_an_answer(said: bytes, accepted: bool) -> None:
+    """A client of a rolling update whose connection is open and has no request yet, or waits in the kernel."""
+    async with running() as server, asyncio.timeout(HANG):
+        client = server.connect()  # the kernel lets it in
+        if accepted:
+            client.send(said)
+            await asyncio.sleep(0.05)
+        server.stop.set()
+        await asyncio.sleep(0.05)
+        if not accepted:
+            client.send(said)
+        client.send((GET % 5)[len(said) :])
+        answer = b""
+        while piece := await asyncio.get_running_loop().sock_recv(client, 65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in answer.lower()
+        assert answer.endswith(b"\r\n\r\nxxxxx")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+
+
+async def test_who_asks_nothing_holds_up_the_end_for_two_seconds_at_most_and_an_idle_connection_not_at_all() -> None:
+    loop = asyncio.get_running_loop()
+    for asked, least, most in ((True, 0, FIRST_REQUEST), (False, FIRST_REQUEST, HANG)):
+        async with running() as server, asyncio.timeout(HANG):
+            client = server.connect()
+            if asked:
+                client.send(GET % 5)
+                assert await loop.sock_recv(client, 999)
+            await asyncio.sleep(0.05)
+            begun = loop.time()
+            server.stop.set()
+            await is_closed(client)
+            assert least <= loop.time() - begun < most
+
+
+async def test_a_handshake_that_is_under_way_at_the_end_is_followed_by_an_answer() -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    authority, pair = make_serving_pair(("127.0.0.1",), now=now, lifetime=timedelta(days=1), common_name="test")
+    trusting = ssl.create_default_context(cadata=authority.decode())
+    async with running(tls=HeldTls(pair.certificate, pair.key)) as server, asyncio.timeout(HANG):
+        client = server.connect()
+        await asyncio.sleep(0.05)
+        server.stop.set()
+        reader, writer = await asyncio.open_connection(sock=client, ssl=trusting, server_hostname="127.0.0.1")
+        writer.write(GET % 5)
+        assert (await reader.read()).endswith(b"\r\n\r\nxxxxx")
+        writer.close()
 
 
 async def is_closed(client: socket.socket) -> None:

@@ -34,6 +34,8 @@ ACCEPT_PAUSE = 0.5
 """Seconds without accepting after the process ran out of file descriptors."""
 GRACE = 1.0
 """Seconds for which a connection that waits for its client is kept before those at work, if others have to go."""
+FIRST_REQUEST = 2.0
+"""Seconds that a new connection, or a request that has begun, gets when the server stops: its client was let in."""
 LINGER = 1.0
 """Seconds for which the rest of a request is read and dropped, so that the client gets the answer before the end."""
 BODY_RATE = 256 * 1024
@@ -155,15 +157,25 @@ class _Server:
             self._loop.add_reader(self._listening.fileno(), self._accept)
 
     async def close(self) -> None:
-        """Stop accepting; end idle connections now and the others after their request, or at the deadline."""
-        self._loop.remove_reader(self._listening.fileno())
+        """Stop accepting; end idle connections now and the others after their request, or at the deadline.
+
+        Who was let in is served, from the kernel's queue too: to be cut off before a first answer is a failure.
+        """
+        until = self._loop.time() + self.listener.drain_timeout
         self.closing = self.leaving = True
+        self._loop.remove_reader(self._listening.fileno())
+        for _ in range(self.listener.backlog // ACCEPTS + 1):
+            self._accept()
+        self._listening.close()
         await settle()
-        for connection in [one for client in self.clients.values() for one in client.waiting]:
-            if not connection.asked:
-                connection.abort()
+        for patience in 0.0, min(FIRST_REQUEST, self.listener.drain_timeout):
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=patience)
+            for connection in [one for client in self.clients.values() for one in client.waiting]:
+                if not connection.asked and (patience or not connection.expects_request):
+                    connection.abort()
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=self.listener.drain_timeout)
+            _, late = await asyncio.wait(self._tasks, timeout=max(0, until - self._loop.time()))
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -291,6 +303,11 @@ class _Connection:
         self._body_until = 0.0
         self._client: dict[str, Any] = {"client_common_name": None}
         """Of ASGI's TLS extension."""
+
+    @property
+    def expects_request(self) -> bool:
+        """Whether a request is due: the first one, or one of which a part was received."""
+        return self._first or bool(self._http.trailing_data[0])
 
     def abort(self) -> None:
         """End the connection now. An application that still works for it notices when it reads or writes."""
