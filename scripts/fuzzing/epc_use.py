@@ -19,9 +19,9 @@ from confcom.devices.processes import (
     subtract,
 )
 from confcom.errors import FormatError
+from confcom.protocols.custom_metrics import parse_samples
 from confcom.protocols.dra_objects import DRIVER, claimed_epc
 from confcom.protocols.epc import CANONICAL, parse_node, parse_pod
-from confcom.protocols.prometheus_text import parse_samples
 
 _KNOWN = ((0, 0x2B, 7),)
 _POD, _CONTAINER = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4

@@ -17,11 +17,11 @@ from confcom.collateral.documents import take_apart
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import HttpResponse, describe
-from confcom.protocols.pcs_answers import (
+from confcom.protocols.pcs_service import (
     parse_pck_certificate,
     parse_pck_certificates,
+    parse_request,
 )
-from confcom.protocols.pcs_service import parse_request
 from fuzzing import seeds
 
 _ANSWERS: tuple[Callable[[bytes], object], ...] = (

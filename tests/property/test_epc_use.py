@@ -23,8 +23,8 @@ from confcom.devices.processes import (
     size,
     subtract,
 )
+from confcom.protocols.custom_metrics import Sample, parse_samples
 from confcom.protocols.epc import CANONICAL, MIB, parse_pod
-from confcom.protocols.prometheus_text import Sample, parse_samples
 from confcom.services.metrics.page import EpcMetrics
 from confcom.services.metrics.use import Seen, put_together
 

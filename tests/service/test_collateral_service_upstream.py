@@ -24,7 +24,7 @@ from confcom.collateral.sources import BundleSource
 from confcom.collateral.store.registrations import Registration, put_registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
-from confcom.protocols.pcs_answers import PckCertificateEntry
+from confcom.protocols.pcs_service import PckCertificateEntry
 from confcom.services.collateral import service_http
 from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES

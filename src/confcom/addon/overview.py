@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from confcom.errors import ConfcomError
+from confcom.protocols.custom_metrics import Sample, parse_samples
 from confcom.protocols.epc import EpcNode, EpcPod
-from confcom.protocols.prometheus_text import Sample, parse_samples
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import ClusterEpc

@@ -51,8 +51,7 @@ def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None
 
 
 def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
-    from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
-    from confcom.appraisal.image_file import is_archive, read_image_enclave
+    from confcom.appraisal.enclave_file import MAX_ENCLAVE, is_archive, read_image_enclave, read_signed_enclave
     from confcom.input_file import open_input
 
     # Images are large: they are not read as a whole, but for those of a pipe. What cannot be opened is explained below.

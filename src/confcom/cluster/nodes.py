@@ -29,7 +29,7 @@ from confcom.cluster.client import (
 )
 from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, RESOURCE_SLICE_KIND, ClusterObjects
 from confcom.errors import ClusterError, FormatError
-from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
+from confcom.protocols.custom_metrics import MAX_PAGE, ScaledPod, parse_scaled_pod
 from confcom.protocols.dra_objects import claimed_epc
 from confcom.protocols.epc import (
     CANONICAL,
@@ -40,7 +40,6 @@ from confcom.protocols.epc import (
     parse_pod,
     requested_epc,
 )
-from confcom.protocols.prometheus_text import MAX_PAGE
 
 FIELD_MANAGER = "confcom-device-plugin"
 _ADVICE = "The plugin's service account needs list and watch on nodes, patch on nodes/status, and its own node's name."

@@ -35,7 +35,7 @@ from confcom.http_client import verifying_context, within
 from confcom.pki.certificate import MAX_CRL
 from confcom.protocols import pcs
 from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update, build_request
-from confcom.protocols.pcs_answers import (
+from confcom.protocols.pcs_service import (
     MAX_LIST,
     RETRYABLE,
     PckCertificateEntry,

@@ -22,7 +22,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TdReportBody
 from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
-from confcom.protocols.pcs_answers import PckCertificateEntry
+from confcom.protocols.pcs_service import PckCertificateEntry
 from confcom.simulator.authority import SOURCE, SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity, SimulatedTcbInfo, pem

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from confcom.appraisal import image_file
-from confcom.appraisal.image_file import enclaves_of, is_archive, read_image_enclave
+from confcom.appraisal.enclave_file import enclaves_of, is_archive, read_image_enclave
 from confcom.errors import FormatError, SignatureError
 from confcom.simulator.declaration import measure
 from signed_enclaves import enclave_file, sigstruct
@@ -252,15 +251,15 @@ def test_attributes_of_files_are_not_kept() -> None:
 
 def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = oci({"zeros": bytes(20 << 20)})
-    monkeypatch.setattr(image_file, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("confcom.appraisal.enclave_file.MAX_UNPACKED", 1 << 20)
     with pytest.raises(FormatError, match="unpacks to more than"):
         found(bomb)
     monkeypatch.undo()
-    monkeypatch.setattr(image_file, "MAX_FILES", 3)
+    monkeypatch.setattr("confcom.appraisal.enclave_file.MAX_FILES", 3)
     with pytest.raises(FormatError, match="has more than 3 files"):
         found(saved({f"{number}": b"" for number in range(4)}))
     monkeypatch.undo()
-    monkeypatch.setattr(image_file, "MAX_ENCLAVES", 3)
+    monkeypatch.setattr("confcom.appraisal.enclave_file.MAX_ENCLAVES", 3)
     with pytest.raises(FormatError, match="has more than 3 signed enclaves"):
         found(saved({"1": APP, "2": APP}, {"3": APP, "4": APP}))
     assert len(found(saved({"1": APP, "2": APP}, {"1": APP, "3": APP}))) == 3

@@ -27,7 +27,7 @@ from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, F
 from confcom.pki.certificate import MAX_PEM, Crl
 from confcom.pki.chain import TrustRoot, TrustRoots
 from confcom.protocols.pcs import HttpResponse
-from confcom.protocols.pcs_answers import parse_document
+from confcom.protocols.pcs_service import parse_document
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 CRL = intel.crl()

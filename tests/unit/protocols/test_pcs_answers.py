@@ -9,7 +9,7 @@ import pytest
 from confcom.errors import FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs import Answer, HttpResponse
-from confcom.protocols.pcs_answers import (
+from confcom.protocols.pcs_service import (
     PckCertificateEntry,
     decode_chain,
     parse_document,

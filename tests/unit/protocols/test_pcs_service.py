@@ -10,11 +10,12 @@ import pytest
 from confcom.errors import FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs import Answer, Api, Dialect, PckCertificateAnswer, build_request
-from confcom.protocols.pcs_answers import parse_document, parse_pck_certificate
 from confcom.protocols.pcs_service import (
     ServedRequest,
     document_response,
     encode_crl,
+    parse_document,
+    parse_pck_certificate,
     parse_request,
     pck_certificate_response,
 )

@@ -6,7 +6,7 @@ import pytest
 
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.protocols.pcs import HttpResponse, TcbInfoRequest
-from confcom.protocols.pcs_answers import RETRYABLE, explanation, retry_after, status_error
+from confcom.protocols.pcs_service import RETRYABLE, explanation, retry_after, status_error
 
 TCB = TcbInfoRequest("sgx", bytes.fromhex("00906ed50000"), "early")
 

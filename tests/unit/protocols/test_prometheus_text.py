@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from confcom.errors import FormatError
-from confcom.protocols.prometheus_text import MAX_PAGE, Sample, parse_samples
+from confcom.protocols.custom_metrics import MAX_PAGE, Sample, parse_samples
 
 PAGE = """\
 # HELP a Help with a{b="c"} 1 in it.

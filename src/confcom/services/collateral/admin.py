@@ -35,7 +35,7 @@ from confcom.collateral.store.registrations import PAGE, Place, Registration, St
 from confcom.errors import CollateralNotFound, FormatError
 from confcom.formats.arguments import decode_json
 from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
-from confcom.protocols.pcs_answers import hex_field
+from confcom.protocols.pcs_service import hex_field
 from confcom.services.collateral.answers import (
     JSON,
     REQUEST_ID,

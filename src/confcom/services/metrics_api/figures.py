@@ -14,8 +14,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
 from confcom.errors import FormatError
-from confcom.protocols.custom_metrics import ALL, RESOURCES, MetricRequest, ScaledPod, Value
-from confcom.protocols.prometheus_text import Sample, parse_samples
+from confcom.protocols.custom_metrics import ALL, RESOURCES, MetricRequest, Sample, ScaledPod, Value, parse_samples
 
 EPC = "confcom_epc_"
 QUOTES = "confcom_quote_helper_quotes_total"

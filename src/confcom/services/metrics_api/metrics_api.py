@@ -32,13 +32,13 @@ from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import (
     EXPORTER_PORT,
     EXPORTERS,
+    MAX_PAGE,
     NAMESPACE,
     SERVICE,
     FrontProxy,
     ScaledPod,
     parse_front_proxy,
 )
-from confcom.protocols.prometheus_text import MAX_PAGE
 from confcom.services.metrics_api.figures import (
     METRICS,
     Exporter,

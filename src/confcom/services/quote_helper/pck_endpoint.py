@@ -44,8 +44,13 @@ from confcom.input_file import read_bounded
 from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import TrustRoot, TrustRoots, verify_chain
 from confcom.protocols.pcs import ENCRYPTED_PPID_SIZE, HttpRequest, HttpResponse, PckCertificateAnswer, PckCertRequest
-from confcom.protocols.pcs_answers import parse_pck_certificate, status_error
-from confcom.protocols.pcs_service import ServedRequest, parse_request, pck_certificate_response
+from confcom.protocols.pcs_service import (
+    ServedRequest,
+    parse_pck_certificate,
+    parse_request,
+    pck_certificate_response,
+    status_error,
+)
 from confcom.services.quote_helper.self_test import KeptFile
 
 CONFIG_VARIABLE = "QCNL_CONF_PATH"

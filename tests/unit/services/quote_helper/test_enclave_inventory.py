@@ -7,7 +7,7 @@ from hypothesis import strategies as some
 from prometheus_client import CollectorRegistry, generate_latest
 
 from confcom.formats.sgx import ReportBody
-from confcom.protocols.prometheus_text import Sample, parse_samples
+from confcom.protocols.custom_metrics import Sample, parse_samples
 from confcom.services.quote_helper.helper_metrics import MAX_ENCLAVES, MAX_PER_PEER, EnclaveInventory
 from confcom.services.quote_helper.peers import OURSELVES
 
