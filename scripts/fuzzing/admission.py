@@ -52,7 +52,12 @@ def pod_reviews() -> list[bytes]:
         {"object": {"metadata": {"annotations": {"confcom.dev/quote-mode": "out-of-proc"}}, "spec": spec}},
         {"object": {"metadata": {"annotations": {"sgx.intel.com/quote-provider": "b"}}, "spec": spec}},
         {"object": {"spec": {"containers": [{"name": "a", "resources": {"limits": {CANONICAL: "10Mi"}}}]}}},
-        {"object": {"spec": debugged}, "oldObject": {"spec": wired}, "subResource": "ephemeralcontainers"},
+        {
+            "object": {"spec": debugged},
+            "oldObject": {"spec": wired},
+            "operation": "UPDATE",
+            "subResource": "ephemeralcontainers",
+        },
     ]
     about = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
     return [

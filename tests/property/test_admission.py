@@ -245,7 +245,8 @@ def test_what_is_no_pod_is_refused_and_nothing_escapes(place: tuple[Any, ...], j
 def test_every_review_of_anything_has_an_answer(thing: Any, old: Any, task: Any, sub: str) -> None:
     pod = thing if isinstance(thing, dict) else {"spec": thing}
     former = old if isinstance(old, dict) else None
-    request = {"uid": "u", "operation": "CREATE", "object": pod, "oldObject": former, "subResource": sub}
+    operation = "UPDATE" if sub else "CREATE"
+    request = {"uid": "u", "operation": operation, "object": pod, "oldObject": former, "subResource": sub}
     data = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
     try:
         answer, event = review(

@@ -60,17 +60,13 @@ from confcom.protocols.admission import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"
 MOST: Mapping[str, int] = {
-    "values": 65_536,
     "containers": 128,
     "volumes": 1024,
     "environment variables": 8192,
     "volume mounts": 4096,
     "annotations": 1024,
 }
-"""Limits of a pod that is judged: more than a node runs, and few enough to be read in 20 ms.
-
-Values are all members and elements of its JSON, counted before the JSON is decoded.
-"""
+"""Limits of a pod that is judged: more than a node runs, and few enough to be read in 20 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,14 +176,9 @@ def _is_bounded(pod: Json, containers: Sequence[Container], findings: Findings) 
         "annotations": len(json_object(json_object(pod, "metadata", ""), "annotations", "metadata")),
     }
     for things, count in counts.items():
-        check_count(things, count, findings)
+        if count > MOST[things]:
+            findings.refuse("too-many", count=count, things=things, limit=MOST[things])
     return not findings.refusals
-
-
-def check_count(things: str, count: int, findings: Findings) -> None:
-    """Refuse a pod that has more of something than `MOST` allows."""
-    if count > MOST[things]:
-        findings.refuse("too-many", count=count, things=things, limit=MOST[things])
 
 
 def _plan(container: Container, annotated: Annotated, context: AdmissionContext, findings: Findings) -> _Plan:

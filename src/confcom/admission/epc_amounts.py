@@ -33,6 +33,8 @@ MAX_MIB = 1 << 26
 PAGE = 4096
 MAX_AMOUNT = 96
 """Characters of an amount that are read; every valid Quantity has fewer."""
+_REFUSED = -1
+"""An amount of which a refusal tells already: nothing more is found out about it."""
 _LOOSE = re.compile(r"\s{0,9}[+-]?\s{0,9}([0-9]{1,20}(?:[.,][0-9]{0,20})?)\s{0,9}([kKmMgGtTpPeE]?)(?:i?[bB]?)\s{0,9}")
 """Amounts as people write them: `10 MB`, `10MiB`, `1,5Gi`."""
 LIMIT_RANGER = "kubernetes.io/limit-ranger"
@@ -142,6 +144,8 @@ def _settled(found: Mapping[str, object], amounts: Mapping[str, int]) -> Json:
 def _agreed(container: Container, name: str, stated: Sequence[int | None], findings: Findings) -> int:
     """The amount of a resource, from its limit and its request (`stated`, in this order; None: absent)."""
     limit, request = stated
+    if _REFUSED in stated:
+        return 0
     if request is not None and limit is None and request > 0:
         findings.refuse("limit-missing", container=container.name, resource=name)
     elif request is not None and limit is not None and request != limit:
@@ -152,35 +156,35 @@ def _agreed(container: Container, name: str, stated: Sequence[int | None], findi
 def _epc(container: Container, found: Mapping[str, object], findings: Findings) -> int | None:
     """MiB that one list states; several names must state the same amount."""
     amounts = {name: _mib(container, name, found[name], findings) for name in EPC_UNITS if name in found}
-    if len(set(amounts.values())) > 1:
+    if len(set(amounts.values())) > 1 and _REFUSED not in amounts.values():
         text = ", ".join(f"{name}: {found[name]}" for name in amounts)
         findings.refuse("amounts-differ", container=container.name, found=text)
-    return next(iter(amounts.values()), None)
+    return min(amounts.values(), default=None)
 
 
 def _mib(container: Container, name: str, written: object, findings: Findings) -> int:
-    """An amount of a resource in MiB; 0 after a refusal."""
+    """An amount of a resource in MiB; `_REFUSED` after a refusal."""
     about = {"container": container.name, "amount": written, "resource": name}
     number = _number(written)
     unit = EPC_UNITS[name]
     if number is None or number < 0:
         findings.refuse("no-amount", **about, proposal=_meant(written, unit))
-        return 0
+        return _REFUSED
     # The API server writes 1000 as 1k; no other unit can come from a plain number that a node could hold.
     if unit == MIB and number and _unit_of(written) not in ("", "k"):
         findings.refuse("unit-twice", **about, size=size_text(number * MIB), proposal=_meant(written, unit))
-        return 0
+        return _REFUSED
     if unit == MIB and number.denominator != 1:
         findings.refuse("not-whole", **about, proposal=-int(-number // 1))
-        return 0
+        return _REFUSED
     if unit == 1 and 0 < number < PAGE:
         findings.refuse("bytes-without-unit", **about, size=size_text(number), proposal=_meant(written, unit))
-        return 0
+        return _REFUSED
     size = number * unit
     mib = -int(-size // MIB)
     if mib > MAX_MIB:
         findings.refuse("too-much", **about, proposal=_within(-int(-number // MIB), unit))
-        return 0
+        return _REFUSED
     if mib * MIB != size:
         findings.warn("rounded-up", **about, size=f"{mib} MiB")
     return mib
@@ -236,7 +240,7 @@ def _count(container: Container, found: Mapping[str, object], name: str, finding
     number = _number(found[name])
     if number is None or number.denominator != 1 or not 0 <= number <= MAX_MIB:
         findings.refuse("no-amount", container=container.name, amount=found[name], resource=name, proposal=1)
-        return 0
+        return _REFUSED
     return int(number)
 
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from confcom.admission.decision import MOST, AdmissionContext, Decision, decide_debug, decide_pod
 from confcom.errors import FormatError
-from confcom.protocols.admission import MAX_UID, difference, parse_review
+from confcom.protocols.admission import MAX_UID, difference, has_more_values, parse_review
 from confcom.services.webhook.webhook import review
 from sgx_pods import AESMD, EPC, HELPER, INTEL, PROVISION, container, pod
 
@@ -161,7 +162,21 @@ def test_values_are_counted_before_they_are_made(thing: Any) -> None:
     """0.9 MB with 30,000 volumes held the only event loop for 16 s."""
     answer, event = review(body(thing), "mutate", lambda _: HERE)
     assert event.refusals == ("too-many",)
-    assert " values, and a pod that uses SGX has at most 65536. " in json.loads(answer)["response"]["status"]["message"]
+    message = json.loads(answer)["response"]["status"]["message"]
+    assert "The pod has more than 65536 values, and a pod that uses SGX has at most 65536. " in message
+
+
+def test_what_texts_say_is_not_counted() -> None:
+    """An annotation with 65,000 commas, such as a configuration in JSON, was taken for as many values."""
+    thing = pod(container(limits={EPC: "1"}), annotations={"a": '\\",[{\\\\"' * 20_000})
+    _, event = review(body(thing), "mutate", lambda _: HERE)
+    assert event.outcome == "patched"
+
+
+@pytest.mark.parametrize(("count", "too_many"), [(65_536, False), (65_537, True)])
+def test_values_are_counted_exactly(count: int, too_many: bool) -> None:
+    thing = json.dumps(['",[{\\', *[0] * (count - 1)]).encode()  # the bracket is one value, each comma another
+    assert has_more_values(msgspec.Raw(thing)) is too_many
 
 
 def test_numbers_with_exponents_are_not_computed() -> None:

@@ -224,3 +224,10 @@ def test_an_annotation_that_is_none_of_a_limit_range_changes_nothing(said: objec
     annotations: dict = {"kubernetes.io/limit-ranger": said}
     decision = decide_pod(pod(container(limits={INTEL: "10Mi", EPC: "20"}), annotations=annotations), HERE)
     assert codes(decision) == ["amounts-differ"]
+
+
+def test_an_amount_that_is_refused_is_compared_with_nothing() -> None:
+    """It counted as 0, so the second sentence was: requests 5 with a limit of 0."""
+    given = pod(container(limits={EPC: "5000m", INTEL: "7Mi", ENCLAVE: "x"}))
+    given["spec"]["containers"][0]["resources"]["requests"] = {EPC: "5", ENCLAVE: "1"}
+    assert codes(decide_pod(given, HERE)) == ["unit-twice", "no-amount"]

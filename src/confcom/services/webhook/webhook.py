@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.admission.decision import AdmissionContext, Decision, check_count, decide_debug, decide_pod
+from confcom.admission.decision import AdmissionContext, Decision, decide_debug, decide_pod
 from confcom.admission.findings import REFUSALS, WARNINGS, Finding, Findings
 from confcom.admission.pod_json import Grants
 from confcom.admission.quote_modes import Wiring
@@ -28,17 +28,20 @@ from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.serving_pair import service_names
 from confcom.protocols.admission import (
+    DEBUG,
     MAX_REVIEW,
+    MAX_VALUES,
     MUTATE_PATH,
     NAMESPACE,
+    NEW_POD,
     SERVICE,
     VALIDATE_PATH,
     AdmissionRequest,
     Json,
     Operation,
     allowance,
-    count_values,
     difference,
+    has_more_values,
     parse_object,
     parse_review,
     refusal,
@@ -120,6 +123,8 @@ class ReviewEvent(NamedTuple):
     uid: str
     namespace: str
     pod: str
+    operation: str
+    """What the API server is about to do, such as `UPDATE pods/ephemeralcontainers`."""
     debug: bool
     """Whether ephemeral containers were reviewed."""
     dry_run: bool
@@ -134,12 +139,16 @@ class ReviewEvent(NamedTuple):
 def review(data: bytes, task: Task, context_of: Callable[[str], AdmissionContext]) -> tuple[bytes, ReviewEvent]:
     """Answer a review; `context_of` gives the context of a namespace. `FormatError` if it is no AdmissionReview.
 
-    A malformed pod is refused.
+    A malformed pod is refused. What is neither a new pod nor one with new ephemeral containers is let through: the API
+    server asks about it where somebody has widened the rules of the configurations, and it cannot bring SGX to a pod.
     """
     request = parse_review(data)
     pod: Json = {}
+    if request.what not in (NEW_POD, DEBUG):
+        return _answer(request, pod, Decision(pod, (), (), 0), [], task)
     size = Findings()
-    check_count("values", count_values(request.object) + count_values(request.old_object), size)
+    if has_more_values(request.object) or has_more_values(request.old_object):
+        size.refuse("too-many", count=f"more than {MAX_VALUES}", things="values", limit=MAX_VALUES)
     refused = tuple(size.refusals)
     if not refused:
         try:
@@ -158,7 +167,7 @@ def review(data: bytes, task: Task, context_of: Callable[[str], AdmissionContext
 
 
 def _decide(request: AdmissionRequest, pod: Json, context: AdmissionContext) -> Decision:
-    if request.sub_resource == "ephemeralcontainers":
+    if request.what == DEBUG:
         return decide_debug(pod, parse_object(request.old_object), context)
     return decide_pod(pod, context)
 
@@ -188,7 +197,8 @@ def _answer(
         uid=request.uid[:64],
         namespace=request.namespace[:253],
         pod=_name(request, pod),
-        debug=request.sub_resource == "ephemeralcontainers",
+        operation=request.what[:100],
+        debug=request.what == DEBUG,
         dry_run=bool(request.dry_run),
         epc=decision.epc,
         refusals=tuple(finding.code for finding in decision.refusals),
