@@ -39,8 +39,8 @@ from confcom.addon.overview import overview
 from confcom.admission.decision import AdmissionContext
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.cli.top_view import show
+from confcom.cluster.client import ClusterObjects
 from confcom.cluster.nodes import ClusterEpc
-from confcom.cluster.objects import ClusterObjects
 from confcom.collateral.archive import write_archive
 from confcom.collateral.documents import DocumentFacts, DocumentKey, VerifiedDocument, take_apart, verify_document
 from confcom.collateral.platform_collateral import PlatformCollateral, take_platform_collateral
@@ -60,7 +60,7 @@ from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse
 from confcom.protocols.pcs import PckCertRequest
 from confcom.services.collateral.refresh import needs_in
 from confcom.services.device_plugin.epc_in_api import CHECKPOINT, remembered
-from confcom.services.metrics.use import Seen, put_together
+from confcom.services.metrics.page import Seen, put_together
 from confcom.services.webhook.webhook import review
 from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedUpstream, SimulatedWorld

@@ -26,8 +26,7 @@ from benchmarks.simulated import simulated_world
 from benchmarks.verification import enclave_quote
 from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.protocols.epc import EpcNode, parse_pod
-from confcom.services.metrics.page import EpcMetrics
-from confcom.services.metrics.use import Kind, Seen, put_together
+from confcom.services.metrics.page import EpcMetrics, Kind, Seen, put_together
 from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of

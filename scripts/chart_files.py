@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from confcom.addon.plan import NODE_RESOURCES
-from confcom.manifests import account_policies, certificate_signer, monitoring
+from confcom.manifests import account_policies, certificate_signer, metrics
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.tls_service import CA_KEY, SECRET_KEYS
 from confcom.protocols.admission import DEBUG_CONDITION, POD_CONDITION
@@ -39,7 +39,7 @@ def chart_files() -> dict[Path, bytes]:
 
 def _rules() -> str:
     lines = ["groups:"]
-    for group in monitoring.alert_groups():
+    for group in metrics.alert_groups():
         lines += [f"- name: {group['name']}", "  rules:", *(f"  - {json.dumps(rule)}" for rule in group["rules"])]
     return f"# {GENERATED}\n" + "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pki_builder as intel
 from confcom.appraisal.collateral import verify_collateral
 from confcom.collateral.documents import key_for
-from confcom.collateral.store.appraisal_policies import platform_class
+from confcom.collateral.store.store import platform_class
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo

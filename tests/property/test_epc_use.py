@@ -25,8 +25,7 @@ from confcom.devices.processes import (
 )
 from confcom.protocols.custom_metrics import Sample, parse_samples
 from confcom.protocols.epc import CANONICAL, MIB, parse_pod
-from confcom.services.metrics.page import EpcMetrics
-from confcom.services.metrics.use import Seen, put_together
+from confcom.services.metrics.page import EpcMetrics, Seen, put_together
 
 pytestmark = pytest.mark.promise("M5")
 

@@ -13,7 +13,7 @@ import pytest
 
 from confcom.addon.changes import Addon, to_enable, to_update
 from confcom.cli import root as main
-from confcom.cluster.objects import ClusterObjects
+from confcom.cluster.client import ClusterObjects
 from confcom.errors import ClusterError, ExitCode
 from confcom.manifests.addon import AddonState, parse_state, state_object
 from confcom.manifests.addon_config import AddonConfig

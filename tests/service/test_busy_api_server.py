@@ -12,8 +12,8 @@ import pytest
 
 from api_stand_in import ApiStandIn
 from confcom.cluster import client, nodes
+from confcom.cluster.client import POD_KIND, ClusterObjects, Ref
 from confcom.cluster.nodes import ClusterEpc, KubeResourceClaims, NodeState, watch_nodes
-from confcom.cluster.objects import POD_KIND, ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused
 from confcom.protocols.epc import parse_pod
 from epc_api import make_pod

@@ -12,9 +12,8 @@ import pytest
 
 from api_stand_in import ApiStandIn
 from confcom.cluster import client
-from confcom.cluster.client import KNOWN, list_and_watch, open_client
+from confcom.cluster.client import KNOWN, POD_KIND, list_and_watch, open_client
 from confcom.cluster.nodes import KubeNode
-from confcom.cluster.objects import POD_KIND
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "resourceVersion": "7"}}
 

@@ -20,7 +20,7 @@ from confcom.input_file import open_input, read_bounded
 
 SOURCE = Path(input_file.__file__).parent
 OWN_FILES = {
-    "cli/build_info.py", "cli/demo_stage.py", "devices/sgx_node.py", "manifests/monitoring.py",
+    "cli/build_info.py", "cli/demo_stage.py", "devices/sgx_node.py", "manifests/metrics.py",
     "report/html.py", "services/attestation/attestation_http.py", "services/attestation/pages.py",
     "platforms/quoting.py",
 }  # fmt: skip

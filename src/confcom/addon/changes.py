@@ -33,7 +33,7 @@ from confcom.addon.plan import (
     uses,
 )
 from confcom.addon.rollout import WORKLOADS, Progress, Report, Rollout, problem_of, progress_of
-from confcom.cluster.objects import (
+from confcom.cluster.client import (
     API_SERVICE_KIND,
     CLAIM_KIND,
     MONITORING_KINDS,

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from confcom.cluster.client import missing_ok
-from confcom.cluster.objects import API_SERVICE_KIND, ClusterObjects, Ref
+from confcom.cluster.client import API_SERVICE_KIND, ClusterObjects, Ref, missing_ok
 from confcom.errors import ConfigError
 from confcom.manifests import attestation, metrics
 from confcom.manifests.addon_config import AddonConfig

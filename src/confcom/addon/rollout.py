@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from confcom.cluster.objects import POD_KIND, ClusterObjects, Object, Ref
+from confcom.cluster.client import POD_KIND, ClusterObjects, Object, Ref
 from confcom.errors import ClusterError
 from confcom.manifests.objects import NAMESPACE, OWN_NODE_LABEL
 

@@ -23,7 +23,7 @@ from confcom.addon.plan import Change
 from confcom.cli.addon import DESCRIPTION
 from confcom.cli.options import given_by, now, option_of
 from confcom.cli.streams import note, print_json, printable, read_input
-from confcom.cluster.objects import ClusterObjects
+from confcom.cluster.client import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests.addon import API_KEY, AddonState, flat_settings, issuers, remarks, render
 from confcom.manifests.addon_config import AddonConfig

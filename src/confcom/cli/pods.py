@@ -67,8 +67,7 @@ def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, co
     with needing("the cluster", "cli,kube"):
         import asyncio
 
-        from confcom.addon.pod_facts import gather, place_of
-        from confcom.addon.why import explain
+        from confcom.addon.why import explain, gather, place_of
         from confcom.cluster.nodes import ClusterEpc
 
         async def work() -> Explanation:

@@ -16,9 +16,16 @@ from typing import Any
 from lightkube.core.resource import ApiInfo, GlobalSubResource, ResourceDef
 from lightkube.generic_resource import Generic
 
-from confcom.cluster.client import CLIENT_LIFETIME, KNOWN, cluster_errors, list_and_watch, missing_ok, open_client
+from confcom.cluster.client import (
+    CLIENT_LIFETIME,
+    CSR_KIND,
+    KNOWN,
+    cluster_errors,
+    list_and_watch,
+    missing_ok,
+    open_client,
+)
 from confcom.cluster.nodes import LIFE
-from confcom.cluster.objects import CSR_KIND
 from confcom.cluster.pod_events import PodEvent, report
 from confcom.protocols.certificate_requests import (
     APPROVED,

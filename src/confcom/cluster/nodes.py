@@ -19,15 +19,19 @@ from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
 from confcom.cluster.client import (
+    CLAIM_KIND,
     KNOWN,
+    NODE_KIND,
+    POD_KIND,
+    RESOURCE_SLICE_KIND,
     SERVER_TIMEOUT,
+    ClusterObjects,
     answered,
     cluster_errors,
     list_and_watch,
     missing_ok,
     open_client,
 )
-from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, RESOURCE_SLICE_KIND, ClusterObjects
 from confcom.errors import ClusterError, FormatError
 from confcom.protocols.custom_metrics import MAX_PAGE, ScaledPod, parse_scaled_pod
 from confcom.protocols.dra_objects import claimed_epc

@@ -26,7 +26,6 @@ from confcom.collateral.documents import (
     rfc3339,
     verify_document,
 )
-from confcom.collateral.store.appraisal_policies import platform_class
 from confcom.collateral.store.platform_sightings import met, restore_met, sighted
 from confcom.collateral.store.platforms import PlatformTcb, restore_choice, restore_pck
 from confcom.collateral.store.registrations import PAGE, Registration, State, keep_former, restore_registration
@@ -38,7 +37,7 @@ from confcom.collateral.store.schema import (
     PLATFORM_TCBS,
     REGISTRATIONS,
 )
-from confcom.collateral.store.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore, platform_class
 from confcom.errors import ClockError, CollateralError, ConfigError, FormatError
 from confcom.formats.arguments import decode_json
 from confcom.formats.pck_extension import PckTcb

@@ -18,7 +18,6 @@ from confcom.manifests import (
     collateral,
     device_plugin,
     metrics,
-    monitoring,
     quote_helper,
     webhook,
 )
@@ -93,7 +92,7 @@ def render(
         critical_pods(),
         nothing_else(),
         *collateral.quote_provider(settled),
-        *monitoring.monitoring(settled, components, operator=prometheus_operator),
+        *metrics.monitoring(settled, components, operator=prometheus_operator),
         *components,
     ]
     return completed(rendered, settled, version)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from confcom.addon.changes import Addon, to_enable, to_update
-from confcom.cluster.objects import ClusterObjects, Ref, kind_of
+from confcom.cluster.client import ClusterObjects, Ref, kind_of
 from confcom.errors import ClusterError, ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig

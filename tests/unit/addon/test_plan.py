@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.addon.plan import KEPT, STATE_REF, WORLD_REF, change_of, claim_holders, remains, removal_of, to_prune, uses
-from confcom.cluster.objects import Ref
+from confcom.cluster.client import Ref
 
 
 def config_map(data: dict[str, str], **metadata: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from confcom.cluster.objects import ADDON_KINDS, NAMESPACE_KIND
+from confcom.cluster.client import ADDON_KINDS, NAMESPACE_KIND
 from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig

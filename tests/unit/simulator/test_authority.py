@@ -11,10 +11,10 @@ from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
-from confcom.simulator.authority import SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import pem
 from confcom.simulator.machine import DEFAULT_TCB, PckCa, SimulatedMachine
+from confcom.simulator.world import SimulatedAuthority
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from confcom.collateral.platform_collateral import (
     take_platform_collateral,
     unhex,
 )
-from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
+from confcom.collateral.store.store import APPRAISAL_POLICY
 from confcom.errors import CollateralNotFound, FormatError
 from confcom.formats.arguments import decode_json
 from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
@@ -353,8 +353,8 @@ class Administration:
         return text_answer(id_)
 
     def _put(self, body: bytes) -> str:
-        found = decode_json(body, _POLICY, STRUCTURE, once=True)
-        fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
+        found = decode_json(body, _POLICY, APPRAISAL_POLICY, once=True)
+        fmspc = hex_field(found.fmspc, 6, APPRAISAL_POLICY, "fmspc")
         return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)
 
 

@@ -49,10 +49,11 @@ from confcom.devices.sgx_node import (
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
-from confcom.services.device_plugin.dra import CDI_PREFIX, ClaimServer
 from confcom.services.device_plugin.epc_in_api import DevicesInApi, EpcInNodeStatus, InApi
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.kubelet_plugin import (
+    CDI_PREFIX,
+    ClaimServer,
     Observer,
     PluginEvent,
     Registration,

@@ -31,8 +31,7 @@ from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.errors import ConfcomError, ConfigError
 from confcom.protocols.custom_metrics import EXPORTERS
 from confcom.protocols.epc import CANONICAL
-from confcom.services.metrics.page import EpcMetrics, EpcReports
-from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
+from confcom.services.metrics.page import EpcMetrics, EpcReports, Episode, Episodes, NodeUse, Seen, put_together
 from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.process import repeat, run_until
 from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of, serve_issued_page

@@ -1,10 +1,17 @@
-"""What the metrics exporter shows to Prometheus, from the last look alone, and the events that it writes about pods."""
+"""EPC that the containers of a node request and use, the episodes in which one uses more, and how that is told: what
+the exporter shows to Prometheus, from the last look alone, and the events that it writes about pods.
+
+An episode begins when a container has been over for `patience` seconds without a break, is reported once, and ends when
+the container has been within its request for as long, or is gone.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,11 +19,257 @@ from prometheus_client.registry import Collector
 
 from confcom.cluster.client import open_client
 from confcom.cluster.pod_events import PodEvent, report
-from confcom.devices.processes import MiscUse
+from confcom.devices.processes import CgroupOwner, EnclaveUse, MiscUse
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
-from confcom.protocols.epc import EpcNode
-from confcom.services.metrics.use import ContainerUse, Episode, Kind, NodeUse, Seen, explain
+from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcNode, EpcPod, in_mib
+
+NONE = EnclaveUse(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the node. `reclaim_seconds` None means that the kernel has no thread for it; sizes in bytes."""
+
+    use: Mapping[CgroupOwner, EnclaveUse]
+    groups: Mapping[str, MiscUse]
+    capacity: int | None
+    reclaim_seconds: float | None
+    processes: int
+    unreadable: int
+    took: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUse:
+    """A container. `pod` None: the API shows no such pod; `container` is then what its cgroup says.
+
+    `requested` None: it requests no EPC. `judged` is false where its request is not known. `scheduled` is its part of
+    the node's figure, None where it has none.
+    """
+
+    pod: EpcPod | None
+    container: str
+    id: str
+    requested: int | None
+    use: EnclaveUse
+    misc: MiscUse | None = None
+    judged: bool = True
+    scheduled: int | None = None
+
+    @property
+    def counted(self) -> int:
+        """Bytes to compare with the request: those in EPC where the kernel counts them, else those mapped."""
+        return self.use.mapped if self.misc is None else self.misc.current
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Namespace, pod, container."""
+        return ("", "", self.container) if self.pod is None else (self.pod.namespace, self.pod.name, self.container)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUse:
+    """All containers that request or use EPC, and the use of processes outside containers.
+
+    `overheads` has the EPC that pods request beside their containers (the overhead of a runtime class).
+    """
+
+    containers: tuple[ContainerUse, ...]
+    outside: EnclaveUse
+    overheads: tuple[tuple[EpcPod, int], ...] = ()
+
+    @property
+    def requested(self) -> int:
+        """Bytes that the node's pods request, as the scheduler counts them: each claim once, no finished pods."""
+        return sum(one.scheduled or 0 for one in self.containers) + sum(size for _, size in self.overheads)
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of enclave memory of the whole node."""
+        return self.outside.mapped + sum(one.use.mapped for one in self.containers)
+
+    @property
+    def in_use(self) -> int | None:
+        """Bytes in EPC, of the containers; None where the kernel does not count."""
+        found = [one.misc.current for one in self.containers if one.misc is not None]
+        return sum(found) if found else None
+
+
+def put_together(pods: Iterable[EpcPod], seen: Seen, claims: Mapping[tuple[str, str], int] | None = None) -> NodeUse:
+    """Match by the runtime's container id. `claims` has the bytes of ResourceClaims, by namespace and name."""
+    # Sorted, so that a claim that several pods use always counts with the same one.
+    pods = sorted(pods, key=lambda pod: (pod.namespace, pod.name, pod.uid))
+    counted: set[tuple[str, str]] = set()
+    by_container = {owner.container: (owner, use) for owner, use in seen.use.items() if owner.container is not None}
+    found = []
+    for pod in pods:
+        for container in pod.containers:
+            _, use = by_container.pop(container.id, (None, NONE))
+            row = _row(pod, container, use, seen.groups.get(container.id), claims or {}, counted)
+            if row.requested is not None or use.processes:
+                found.append(row)
+    found += [_stranger(owner, use, seen.groups) for owner, use in by_container.values()]
+    return NodeUse(
+        tuple(sorted(found, key=lambda row: (*row.labels, row.id))),
+        _add(use for owner, use in seen.use.items() if owner.container is None),
+        tuple((pod, pod.overhead) for pod in pods if pod.overhead and not pod.finished),
+    )
+
+
+def _row(
+    pod: EpcPod,
+    container: EpcContainer,
+    use: EnclaveUse,
+    misc: MiscUse | None,
+    claims: Mapping[tuple[str, str], int],
+    counted: set[tuple[str, str]],
+) -> ContainerUse:
+    if pod.finished:
+        # It holds nothing any more; its processes may take a moment to end.
+        return ContainerUse(pod, container.name, container.id, None, use, misc, judged=False)
+    claimed = [claims.get((pod.namespace, name)) for name in container.claims]
+    known = container.requested is not None or any(claimed)
+    requested = (container.requested or 0) + sum(size or 0 for size in claimed) if known else None
+    # A claim that could not be read may be one for EPC: then this container is not judged.
+    judged = None not in claimed
+    new = {(pod.namespace, name) for name in container.claims} - counted
+    counted |= new
+    scheduled = container.scheduled + sum(claims.get(claim, 0) for claim in new) if known else None
+    return ContainerUse(pod, container.name, container.id, requested, use, misc, judged, scheduled)
+
+
+def _stranger(owner: CgroupOwner, use: EnclaveUse, groups: Mapping[str, MiscUse]) -> ContainerUse:
+    container = owner.container or ""
+    name = f"pod {owner.pod} container {container[:12]}" if owner.pod else f"container {container[:12]}"
+    return ContainerUse(None, name, container, None, use, groups.get(container), judged=False)
+
+
+def _add(uses: Iterable[EnclaveUse]) -> EnclaveUse:
+    rows: Iterator[tuple[int, int, int]] = ((use.mapped, use.reserved, use.processes) for use in uses)
+    sums = [sum(column) for column in zip(*rows, strict=True)]
+    return EnclaveUse(*sums) if sums else NONE
+
+
+class Kind(StrEnum):
+    """What is wrong with a container's use."""
+
+    OVER_LIMIT = "over-limit"
+    NO_REQUEST = "no-request"
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A container to report."""
+
+    kind: Kind
+    pod: EpcPod
+    row: ContainerUse
+
+
+@dataclass(slots=True)
+class _State:
+    kind: Kind
+    since: float
+    reported: bool = False
+    within_since: float | None = None
+
+
+class Episodes:
+    """`tolerance` is a share of the request that may be exceeded; `patience` in seconds."""
+
+    def __init__(self, *, tolerance: float, patience: float) -> None:
+        self._tolerance = tolerance
+        self._patience = patience
+        self._states: dict[tuple[str, str], _State] = {}
+
+    def step(self, rows: Iterable[ContainerUse], now: float) -> list[Episode]:
+        """The episodes that begin with this look at the containers. `now` is of a monotonic clock, in seconds."""
+        begun = []
+        present = {key: row for row in rows if (key := _key(row)) is not None}
+        for key in self._states.keys() - present.keys():
+            del self._states[key]
+        for key, row in present.items():
+            kind = self.judge(row)
+            if kind is None:
+                self._within(key, now)
+            elif self._over(key, kind, now) and row.pod is not None:
+                begun.append(Episode(kind, row.pod, row))
+        return begun
+
+    def judge(self, row: ContainerUse) -> Kind | None:
+        """What is wrong with a container now; None if nothing is, or if it cannot be judged."""
+        if not row.judged or row.pod is None:
+            return None
+        if row.requested is None:
+            return Kind.NO_REQUEST if row.counted else None
+        return Kind.OVER_LIMIT if row.counted > row.requested * (1 + self._tolerance) else None
+
+    def over_for(self, row: ContainerUse, now: float) -> float:
+        """Seconds for which the container has been over its request without a break; 0 while it is within."""
+        key = _key(row)
+        state = None if key is None else self._states.get(key)
+        over = state is not None and state.kind is Kind.OVER_LIMIT and state.within_since is None
+        return now - state.since if state is not None and over else 0.0
+
+    def lasts(self, row: ContainerUse) -> bool:
+        """Whether the container is in an episode that was reported."""
+        key = _key(row)
+        state = None if key is None else self._states.get(key)
+        return state is not None and state.reported
+
+    def _over(self, key: tuple[str, str], kind: Kind, now: float) -> bool:
+        state = self._states.get(key)
+        if state is None or state.kind is not kind:
+            state = self._states[key] = _State(kind, now)
+        state.within_since = None
+        if state.reported or now - state.since < self._patience:
+            return False
+        state.reported = True
+        return True
+
+    def _within(self, key: tuple[str, str], now: float) -> None:
+        state = self._states.get(key)
+        if state is None:
+            return
+        if state.within_since is None:
+            state.within_since = now
+        if not state.reported or now - state.within_since >= self._patience:
+            del self._states[key]
+
+
+def explain(episode: Episode, *, node: str, exact: bool) -> str:
+    """What happened, with figures, and what to do, in two or three sentences."""
+    row = episode.row
+    what = "in EPC" if exact else "of enclave memory mapped"
+    has = f"Container {row.container} has {in_mib(row.counted)} {what}"
+    if episode.kind is Kind.NO_REQUEST:
+        return (
+            f"{has} on node {node} and requests no EPC, so the scheduler does not count it. "
+            f"Set a limit of {CANONICAL} of at least {_whole_mib(row.counted)}."
+        )
+    size = _whole_mib(row.counted)
+    raised = f"capacity epc of its claim to {size}Mi" if _claims(episode) else f"limit {CANONICAL} to {size}"
+    return (
+        f"{has} on node {node} and requested {in_mib(row.requested or 0)}. All enclaves of the node share its EPC: "
+        f"more than was requested slows all of them down. Raise the {raised}, or make the enclave smaller."
+    )
+
+
+def _claims(episode: Episode) -> bool:
+    """Whether the container has its EPC through claims alone."""
+    return any(
+        one.name == episode.row.container and one.claims and one.requested is None for one in episode.pod.containers
+    )
+
+
+def _key(row: ContainerUse) -> tuple[str, str] | None:
+    return (row.pod.uid, row.id) if row.pod is not None and row.id else None
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // MIB)
+
 
 PREFIX = "confcom_epc"
 CONTAINER = ("node", "namespace", "pod", "container")

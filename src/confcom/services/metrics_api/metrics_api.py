@@ -24,8 +24,8 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
+from confcom.cluster.client import ClusterObjects, Ref
 from confcom.cluster.nodes import scaled_pods
-from confcom.cluster.objects import ClusterObjects, Ref
 from confcom.errors import ClusterError, ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols import custom_metrics

@@ -25,8 +25,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.cluster.client import CLIENT_LIFETIME
-from confcom.cluster.objects import ClusterObjects, Ref
+from confcom.cluster.client import CLIENT_LIFETIME, ClusterObjects, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import Authority, Pair, ServingPair, authorities_in, make_serving_pair, service_names
 from confcom.services.runtime.process import Seconds

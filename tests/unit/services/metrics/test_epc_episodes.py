@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from confcom.devices.processes import NOBODY, CgroupOwner, EnclaveUse, MiscUse
 from confcom.protocols.epc import EpcContainer, EpcPod
-from confcom.services.metrics.use import ContainerUse, Episodes, Kind, Seen, explain, put_together
+from confcom.services.metrics.page import ContainerUse, Episodes, Kind, Seen, explain, put_together
 
 MIB = 1 << 20
 POD = EpcPod("uid", "ns", "pod")
