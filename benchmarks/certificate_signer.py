@@ -27,7 +27,7 @@ from confcom.pki.serving_pair import Authority, CertifiedPod, issue_to_pod
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, SigningRequest, name_for
 from confcom.services.certificate_signer.decisions import Decisions, PodPolicies, nonce_context, nonce_secret
-from confcom.tokens.nonces import make_nonce
+from confcom.tokens.azure import make_nonce
 
 Stage = Any
 """Of the tests, as are the other `Any`."""

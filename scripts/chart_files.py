@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from confcom.addon.plan import NODE_RESOURCES
-from confcom.manifests import account_policies, certificate_signer, metrics
+from confcom.manifests import account_policies, judging, metrics
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.tls_service import CA_KEY, SECRET_KEYS
 from confcom.protocols.admission import DEBUG_CONDITION, POD_CONDITION
@@ -24,7 +24,7 @@ _VALUES = {
     f"'{_RATIO}'": "'{{ .root.Values.epc.overcommit }}'",
     _EPC: "{{ .root.Values.simulatedEpc }}",
     _GRANTS: '{{ join "," .root.Values.provisionGrants }}',
-    certificate_signer.HARDWARE.name: "{{ .name }}",
+    judging.CERTIFICATE_SIGNER.name: "{{ .name }}",
 }
 """What stands in a rendered policy for values of the chart."""
 
@@ -45,7 +45,7 @@ def _rules() -> str:
 
 
 def _templates() -> str:
-    signer = certificate_signer.HARDWARE
+    signer = judging.CERTIFICATE_SIGNER
     hardware, simulated = (
         AddonConfig(overcommit=_RATIO, simulated_epc=_EPC, provision_grants=(_GRANTS,), platform=platform)
         for platform in ("intel", "simulated")

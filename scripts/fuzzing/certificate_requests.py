@@ -38,7 +38,7 @@ from confcom.services.certificate_signer.decisions import (
     nonce_secret,
 )
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.tokens.nonces import make_nonce
+from confcom.tokens.azure import make_nonce
 from fuzzing import seeds
 
 KEY = ec.derive_private_key(7, ec.SECP256R1())

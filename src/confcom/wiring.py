@@ -18,8 +18,7 @@ from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.pki.chain import TrustRoots
 from confcom.platforms.intel.dcap import library_folder
 from confcom.platforms.intel.platform import IntelWorkerPlatform
-from confcom.platforms.interface import LocalEnclave, Platform
-from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
+from confcom.platforms.interface import LocalEnclave, Platform, device_obstacles, obstacles_to_in_proc
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import HARDWARE, MachineFile, SimulatedMachine
 from confcom.simulator.world import SimulatedUpstream, SimulatedWorld

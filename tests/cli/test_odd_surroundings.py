@@ -264,7 +264,7 @@ def test_a_store_in_a_place_that_cannot_be_looked_at_is_no_store(
 def test_closed_streams_are_no_files_of_ours(closed: str, tmp_path: Path) -> None:
     """Descriptor 2 of a program that was started without one must not become its database."""
     program = (
-        "import os, sys; from confcom.cli.streams import check_output; check_output();"
+        "import os, sys; from confcom.cli.options import check_output; check_output();"
         "print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)]); print(sys.stderr.write('x'))"
     )
     shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]

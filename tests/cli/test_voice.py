@@ -15,9 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
-from confcom.cli.options import check_variables
+from confcom.cli.options import check_variables, write_file
 from confcom.cli.root import COMMANDS, root, run
-from confcom.cli.streams import write_file
 from confcom.errors import ConfigError, ExitCode, OutputError
 
 CONFCOM = [sys.executable, "-m", "confcom"]

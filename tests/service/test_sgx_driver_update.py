@@ -20,8 +20,8 @@ from confcom.appraisal.quote import verify_quote
 from confcom.errors import PlatformError, PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.interface import device_obstacles
 from confcom.platforms.quoting import EnclaveQuoteSource
-from confcom.platforms.sgx_host import device_obstacles
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld

@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 
 from confcom.cluster.client import API_SERVICE_KIND, ClusterObjects, Ref, missing_ok
 from confcom.errors import ConfigError
-from confcom.manifests import attestation, metrics
+from confcom.manifests import judging, metrics
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.device_plugin import trial_claim
+from confcom.manifests.node_daemons import SOCKET_FOLDER, trial_claim
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
     ITSELF,
     NAMESPACE,
     QUOTE_HELPER,
 )
-from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.manifests.simulated import WORLD_SECRET
 from confcom.protocols.custom_metrics import GROUP
 from confcom.protocols.dra_objects import DRIVER
@@ -49,9 +48,9 @@ KEPT = {
     WORLD_REF: "the simulated world, without which earlier quotes could not be verified",
 } | {
     Ref(
-        "v1", "PersistentVolumeClaim", NAMESPACE, f"{workload.name}{attestation.CLAIM_SUFFIX}"
+        "v1", "PersistentVolumeClaim", NAMESPACE, f"{workload.name}{judging.CLAIM_SUFFIX}"
     ): "policies, audit record and signing keys of the attestation service"
-    for workload in (attestation.HARDWARE, attestation.SIMULATED)
+    for workload in (judging.ATTESTATION, judging.ATTESTATION_SIMULATED)
 }
 """What is deleted by a purge alone, and what it is."""
 

@@ -12,8 +12,8 @@ INTERRUPTED = 130
 def main() -> None:
     """Entry point of `confcom`."""
     try:
+        from confcom.cli.options import check_output
         from confcom.cli.root import run
-        from confcom.cli.streams import check_output
 
         check_output()
         code = run(sys.argv[1:])

@@ -21,8 +21,7 @@ import yaml  # type: ignore[import-untyped]  # the package carries no types
 from confcom.addon.changes import Addon, Shown, next_ca, simulated_objects, to_enable, to_update
 from confcom.addon.plan import Change
 from confcom.cli.addon import DESCRIPTION
-from confcom.cli.options import given_by, now, option_of
-from confcom.cli.streams import note, print_json, printable, read_input
+from confcom.cli.options import given_by, note, now, option_of, print_json, printable, read_input
 from confcom.cluster.client import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests.addon import API_KEY, AddonState, flat_settings, issuers, remarks, render

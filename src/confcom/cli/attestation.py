@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import daemon, migrate_command, needing, run_until_stopped
-from confcom.cli.options import FILE, now, parse_time
-from confcom.cli.streams import trust_roots
+from confcom.cli.options import FILE, now, parse_time, trust_roots
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:

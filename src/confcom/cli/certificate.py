@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.options import FILE, Number, now, parse_duration
-from confcom.cli.streams import complain, note, write_file
+from confcom.cli.options import FILE, Number, complain, note, now, parse_duration, write_file
 from confcom.errors import ConfcomError
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM
-from confcom.cli.streams import naming, print_json, printable, read_input
+from confcom.cli.options import STREAM, naming, print_json, printable, read_input
 from confcom.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:

@@ -15,15 +15,18 @@ import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
-from confcom.cli.options import parse_duration, parse_hex, parse_time, proxy_of_environment
-from confcom.cli.streams import (
+from confcom.cli.options import (
     complain,
     keep_input,
     naming,
     note,
+    parse_duration,
+    parse_hex,
+    parse_time,
     print_json,
     print_pieces,
     printable,
+    proxy_of_environment,
     read_input,
     trust_roots,
 )

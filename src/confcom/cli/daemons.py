@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import FILE, NO_MACHINE_ADVICE, check_variables, given_by, now, option_of, prefix_of
-from confcom.cli.streams import is_quiet, note, read_input, trust_roots
+from confcom.cli.options import (
+    FILE,
+    NO_MACHINE_ADVICE,
+    check_variables,
+    given_by,
+    is_quiet,
+    note,
+    now,
+    option_of,
+    prefix_of,
+    read_input,
+    trust_roots,
+)
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:

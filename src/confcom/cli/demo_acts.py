@@ -28,8 +28,7 @@ from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Poli
 from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.appraisal.result import AttestationResult, judge
 from confcom.cli.demo_stage import PeerOutcome, Stage, interruptible, open_stage
-from confcom.cli.options import now
-from confcom.cli.streams import printable, write_file
+from confcom.cli.options import now, printable, write_file
 from confcom.collateral.bundle import load_bundle, load_trust_roots
 from confcom.errors import ExitCode, PlatformError
 from confcom.formats.quote import Quote

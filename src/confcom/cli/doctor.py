@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.options import FILE, output_options, parse_time
-from confcom.cli.streams import print_json, printable, trust_roots
+from confcom.cli.options import FILE, output_options, parse_time, print_json, printable, trust_roots
 from confcom.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.options import STREAM, output_options
-from confcom.cli.streams import complain, print_json, printable, read_input
+from confcom.cli.options import STREAM, complain, output_options, print_json, printable, read_input
 from confcom.errors import ConfcomError, ExitCode, FormatError, exit_code
 
 if TYPE_CHECKING:

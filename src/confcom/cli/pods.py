@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.daemons import needing
-from confcom.cli.options import Number, kubeconfig_options, now
-from confcom.cli.streams import print_json, printable
+from confcom.cli.options import Number, kubeconfig_options, now, print_json, printable
 from confcom.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from confcom.cli.options import FILE, STREAM, json_option, output_options
-from confcom.cli.streams import naming, print_json, printable, read_input, write_file, write_output
+from confcom.cli.options import (
+    FILE,
+    STREAM,
+    json_option,
+    naming,
+    output_options,
+    print_json,
+    printable,
+    read_input,
+    write_file,
+    write_output,
+)
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import without_bom
 

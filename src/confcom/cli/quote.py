@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import FILE, STREAM, Number, parse_hex
-from confcom.cli.streams import MAX_HELD_DATA, note, read_input, write_output
+from confcom.cli.options import FILE, MAX_HELD_DATA, STREAM, Number, note, parse_hex, read_input, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 import click
 
-from confcom.cli.options import check_variables
-from confcom.cli.streams import QUIET, complain
+from confcom.cli.options import QUIET, check_variables, complain
 from confcom.errors import ConfcomError, ConfigError, ExitCode, exit_code
 from confcom.input_file import opened
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from confcom.cli.options import FILE, Number, parse_hex, parse_time
-from confcom.cli.streams import printable, write_file
+from confcom.cli.options import FILE, Number, parse_hex, parse_time, printable, write_file
 from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, identity_options, output_options, trust_root_option
-from confcom.cli.streams import print_json, printable
+from confcom.cli.options import STREAM, identity_options, output_options, print_json, printable, trust_root_option
 from confcom.errors import ConfcomError, ConfigError
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def verify(
     Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
     expectation given here met. With --issuer-policy also: an enclave that the policy accepts vouches for the key.
     """
-    from confcom.cli.options import parse_time
-    from confcom.cli.streams import read_input
+    from confcom.cli.options import parse_time, read_input
     from confcom.errors import ExitCode, exit_code
     from confcom.tokens.jws import MAX_TOKEN, token_in
     from confcom.tokens.verification import MAX_KEY_SET, KeySet, verify_token
@@ -109,7 +107,7 @@ def _vouching_enclave(
     from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
     from confcom.appraisal.quote import QuoteVerifier
     from confcom.appraisal.result import identity
-    from confcom.cli.streams import read_input, trust_roots
+    from confcom.cli.options import read_input, trust_roots
     from confcom.cli.verdict import choose_collateral
     from confcom.tokens.attested_key import check_attested_key
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, age, overview
-from confcom.cli.streams import print_json, printable
+from confcom.cli.options import print_json, printable
 from confcom.cluster.nodes import ClusterEpc
 from confcom.errors import ClusterError, ExitCode
 from confcom.protocols.epc import in_mib

@@ -21,11 +21,15 @@ from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData, checke
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
-from confcom.cli.options import STORE_VARIABLE, default_store, parse_hex, parse_time, proxy_of_environment
-from confcom.cli.streams import (
+from confcom.cli.options import (
     MAX_HELD_DATA,
+    STORE_VARIABLE,
+    default_store,
+    parse_hex,
+    parse_time,
     print_json,
     printable,
+    proxy_of_environment,
     read_input,
     read_peer_certificate,
     trust_roots,

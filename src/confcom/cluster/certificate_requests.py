@@ -25,8 +25,7 @@ from confcom.cluster.client import (
     missing_ok,
     open_client,
 )
-from confcom.cluster.nodes import LIFE
-from confcom.cluster.pod_events import PodEvent, report
+from confcom.cluster.nodes import LIFE, PodEvent, report_event
 from confcom.protocols.certificate_requests import (
     APPROVED,
     DENIED,
@@ -228,7 +227,7 @@ class CertificateRequests:
             action="Sign",
             key=reason,
         )
-        await report(await self._open(), event, now, controller=EVENTS_CONTROLLER, instance=instance)
+        await report_event(await self._open(), event, now, controller=EVENTS_CONTROLLER, instance=instance)
 
     async def _write(self, part: Any, document: Mapping[str, Any], status: object) -> dict[str, Any]:  # noqa: ANN401
         name = document["metadata"]["name"]

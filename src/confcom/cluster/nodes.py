@@ -1,4 +1,5 @@
-"""Nodes and their pods in the Kubernetes API: the node of a daemon, all of them as they change, EPC of a whole cluster.
+"""Nodes and their pods in the Kubernetes API: the node of a daemon, all of them as they change, EPC of a whole cluster,
+events about pods (API group events.k8s.io).
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
 client is made. Only `nodes/status` and ResourceSlices of the one node are ever written: the API refuses other nodes'.
@@ -7,15 +8,22 @@ client is made. Only `nodes/status` and ResourceSlices of the one node are ever 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from lightkube import AsyncClient
+from lightkube.core.exceptions import ApiError
 from lightkube.core.generic_client import BasicRequest
+from lightkube.models.core_v1 import ObjectReference
+from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import Node
+from lightkube.resources.events_v1 import Event
 from lightkube.types import PatchType
 
 from confcom.cluster.client import (
@@ -420,3 +428,79 @@ def _reason(page: bytes, status: int) -> str:
         return _ANSWER.decode(page).message or f"HTTP {status}"
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return f"HTTP {status}"
+
+
+MAX_NOTE = 1024
+"""Bytes; the API server refuses more."""
+_EVENTS_ADVICE = "The service account needs create, get and patch on events in the group events.k8s.io."
+
+
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """An event about a container, or about the pod where none is named.
+
+    `key` distinguishes events with the same reason in one pod.
+    """
+
+    namespace: str
+    pod: str
+    uid: str
+    container: str
+    reason: str
+    note: str
+    action: str
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """Equal for a repeated event, so that it is counted on the existing one."""
+        parts = "\0".join((self.uid, self.container, self.reason, self.key))
+        return f"{self.pod[:200].rstrip('.-')}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+
+
+async def report_event(
+    client: AsyncClient, event: PodEvent, now: datetime, *, controller: str, instance: str
+) -> Literal["created", "counted"]:
+    """Create an event; if the API server still has it, increase its count instead."""
+    with cluster_errors(f"cannot report {event.reason} of {event.namespace}/{event.pod}", advice=_EVENTS_ADVICE):
+        try:
+            await client.create(_document(event, _micro(now), controller, instance))
+        except ApiError as error:
+            if error.status.code != 409:
+                raise
+            await _count(client, event, _micro(now))
+            return "counted"
+    return "created"
+
+
+async def _count(client: Any, event: PodEvent, now: datetime) -> None:  # noqa: ANN401 - lightkube's overloads
+    present = await client.get(Event, event.name, namespace=event.namespace)
+    count = present.series.count if present.series is not None else 1
+    patch = {"series": {"count": count + 1, "lastObservedTime": now.isoformat(timespec="microseconds")}}
+    await client.patch(Event, event.name, patch, namespace=event.namespace, patch_type=PatchType.MERGE)
+
+
+def _document(event: PodEvent, now: datetime, controller: str, instance: str) -> Event:
+    return Event(
+        eventTime=now,
+        metadata=ObjectMeta(name=event.name, namespace=event.namespace),
+        type="Warning",
+        reason=event.reason,
+        action=event.action,
+        note=event.note.encode()[:MAX_NOTE].decode(errors="ignore"),
+        regarding=ObjectReference(
+            apiVersion="v1",
+            kind="Pod",
+            namespace=event.namespace,
+            name=event.pod,
+            uid=event.uid,
+            fieldPath=f"spec.containers{{{event.container}}}" if event.container else None,
+        ),
+        reportingController=controller,
+        reportingInstance=instance,
+    )
+
+
+def _micro(now: datetime) -> datetime:
+    # The API requires six digits of a second; a full second would be written with none.
+    return now if now.microsecond else now.replace(microsecond=1)

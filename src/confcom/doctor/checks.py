@@ -28,8 +28,8 @@ from confcom.devices.sgx_node import (
     find_epc,
 )
 from confcom.errors import ConfcomError
+from confcom.platforms.interface import device_obstacle
 from confcom.platforms.quoting import ModeDecision, QuoteMode, choose_mode
-from confcom.platforms.sgx_host import device_obstacle
 
 
 class Level(StrEnum):

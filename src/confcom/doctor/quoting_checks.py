@@ -22,8 +22,8 @@ from confcom.errors import ConfcomError, FormatError, PlatformError
 from confcom.formats.qcnl import KEYS, MAX_QCNL, QcnlFile, type_name
 from confcom.pki.chain import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.interface import LIBRARY_FOLDERS
 from confcom.platforms.quoting import attestation_type
-from confcom.platforms.sgx_host import LIBRARY_FOLDERS
 from confcom.protocols.aesm import VARIABLE
 
 LIBRARIES = {

@@ -13,12 +13,10 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.manifests import (
-    attestation,
-    certificate_signer,
     collateral,
-    device_plugin,
+    judging,
     metrics,
-    quote_helper,
+    node_daemons,
     webhook,
 )
 from confcom.manifests.addon_config import AddonConfig, image_of
@@ -77,11 +75,11 @@ def render(
     ports = tuple(dict.fromkeys((*config.api_ports, *api_ports)))
     settled = msgspec.structs.replace(config, image=image_of(config, version), api_ports=ports)
     components = [
-        *device_plugin.device_plugin(settled),
-        *(quote_helper.quote_helper(settled) if settled.quote_helper else []),
+        *node_daemons.device_plugin(settled),
+        *(node_daemons.quote_helper(settled) if settled.quote_helper else []),
         *(collateral.collateral(settled) if settled.collateral else []),
-        *(attestation.attestation(settled) if settled.attestation else []),
-        *(certificate_signer.certificate_signer(settled) if settled.attested_certificates else []),
+        *(judging.attestation(settled) if settled.attestation else []),
+        *(judging.certificate_signer(settled) if settled.attested_certificates else []),
         *(metrics.metrics(settled) if settled.metrics else []),
         *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),
         *(metrics.metrics_api(settled, cas) if settled.autoscaling else []),

@@ -2,17 +2,21 @@
 
 Names of fields and claims, their types and hashes are those of api-versions 2020-10-01 to 2025-06-01; recorded
 exchanges are the reference (attestation-service.md, sections 1.3 to 1.5).
+
+Nonces are ours: made without being kept, recognised by every replica with the secret, good for minutes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from string import hexdigits
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from cryptography import x509
@@ -420,3 +424,49 @@ def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
 def policy_hash(text: str) -> str:
     """`x-ms-policy-hash`: base64url of SHA-256 over the base64url of the policy in UTF-8."""
     return encode_base64url(hashlib.sha256(encode_base64url(text.encode()).encode()).digest())
+
+
+NONCE_LIFE = timedelta(minutes=5)
+_RANDOM, _TIME, _MAC = 16, 8, 16
+"""Bytes of each part: random ‖ u64 big-endian seconds of its end ‖ HMAC-SHA-256 over both, cut."""
+
+
+def make_nonce(secret: bytes, now: datetime, random: bytes, context: bytes = b"") -> str:
+    """A nonce (54 characters) of 16 random bytes, good until `now` + `NONCE_LIFE`, and with this context alone."""
+    body = random[:_RANDOM] + int((now + NONCE_LIFE).timestamp()).to_bytes(_TIME)
+    return encode_base64url(body + _mac(secret, body + context))
+
+
+def check_nonce(nonce: str | None, secret: bytes, now: datetime) -> bytes:
+    """The bytes of a nonce that was made with this secret and is still good, the same for every spelling in base64.
+
+    Raises:
+        AzureError: missing, of another service, or expired.
+    """
+    try:
+        raw = decode_base64(nonce or "")
+    except ValueError:
+        raw = b""
+    found = state_of_nonce(raw, secret, now)
+    if found == "unknown":
+        raise AzureError("'nonce' is none of this service's", advice="Get one with POST /nonces, and use it once.")
+    if found == "expired":
+        raise AzureError(f"'nonce' expired: it is good for {NONCE_LIFE}", advice="Get another one with POST /nonces.")
+    return raw
+
+
+def state_of_nonce(
+    raw: bytes, secret: bytes, now: datetime, context: bytes = b""
+) -> Literal["good", "expired", "unknown"]:
+    """Judge the bytes of a nonce; `unknown`: made with another secret or for another context."""
+    body, mac = raw[: _RANDOM + _TIME], raw[_RANDOM + _TIME :]
+    if len(raw) != _RANDOM + _TIME + _MAC or not hmac.compare_digest(_mac(secret, body + context), mac):
+        return "unknown"
+    # One that ends much later was made by a clock that was ahead, and would outlive the record of its use.
+    return (
+        "good" if 0 <= int.from_bytes(body[_RANDOM:]) - now.timestamp() <= 2 * NONCE_LIFE.total_seconds() else "expired"
+    )
+
+
+def _mac(secret: bytes, body: bytes) -> bytes:
+    return hmac.digest(secret, body, hashlib.sha256)[:_MAC]

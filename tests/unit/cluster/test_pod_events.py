@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from confcom.cluster.pod_events import PodEvent
+from confcom.cluster.nodes import PodEvent
 
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 

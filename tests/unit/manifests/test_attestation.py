@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import attestation
+from confcom.manifests import judging
 from confcom.manifests.addon import remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
@@ -58,7 +58,7 @@ def test_a_simulated_instance_has_another_name_volume_and_root() -> None:
     world = {volume["name"] for volume in pod["volumes"] if "confcom-simulated-world" in str(volume)}
     assert world <= {one["name"] for one in root["volumeMounts"]}
     assert not world & {one["name"] for one in pod["containers"][0]["volumeMounts"]}
-    claims = {f"{one.name}{attestation.CLAIM_SUFFIX}" for one in (attestation.HARDWARE, attestation.SIMULATED)}
+    claims = {f"{one.name}{judging.CLAIM_SUFFIX}" for one in (judging.ATTESTATION, judging.ATTESTATION_SIMULATED)}
     assert len(claims) == 2
     assert "trust_roots" not in environment(pod_of(rendered()))
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import device_plugin, quote_helper, webhook
+from confcom.manifests import node_daemons, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import METRICS, METRICS_API, NAMESPACE, QUOTE_HELPER, names_of
@@ -101,8 +101,8 @@ def test_the_quote_helper_takes_its_settings(platform: str) -> None:
     found = daemon_settings(config(platform), "quote-helper")
     assert (found.platform, found.replace, found.when_replaced) == (platform, True, "wait")
     assert found.socket == QuoteHelperConfig().socket
-    assert found.http.endswith(f":{quote_helper.HTTP_PORT}")
-    assert found.drain_timeout < quote_helper.DRAIN
+    assert found.http.endswith(f":{node_daemons.QUOTE_HELPER_PORT}")
+    assert found.drain_timeout < node_daemons.DRAIN
 
 
 def test_the_metrics_api_and_its_exporters_take_theirs() -> None:
@@ -166,10 +166,10 @@ def test_the_way_to_the_helper_is_there_with_the_helper(publisher: str) -> None:
 
 def test_the_plugins_folders_are_the_kubelets() -> None:
     defaults = DevicePluginConfig()
-    assert defaults.plugin_dir == f"{device_plugin.KUBELET}/device-plugins"
-    assert defaults.pod_resources_socket.startswith(f"{device_plugin.KUBELET}/pod-resources/")
-    assert defaults.registry_dir == f"{device_plugin.KUBELET}/plugins_registry"
-    assert defaults.cdi_dir == device_plugin.CDI
+    assert defaults.plugin_dir == f"{node_daemons.KUBELET}/device-plugins"
+    assert defaults.pod_resources_socket.startswith(f"{node_daemons.KUBELET}/pod-resources/")
+    assert defaults.registry_dir == f"{node_daemons.KUBELET}/plugins_registry"
+    assert defaults.cdi_dir == node_daemons.CDI
 
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.platforms.sgx_host import LIBRARY_FOLDERS, device_obstacles, obstacles_to_in_proc
+from confcom.platforms.interface import LIBRARY_FOLDERS, device_obstacles, obstacles_to_in_proc
 
 
 def complete_host(root: Path) -> Path:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from confcom.formats.arguments import decode_base64
-from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
+from confcom.tokens.azure import NONCE_LIFE, make_nonce, state_of_nonce
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 SECRET = bytes(32)
@@ -17,11 +17,11 @@ SECRET = bytes(32)
     ("made", "state"),
     [
         (timedelta(), "good"),
-        (-LIFE, "good"),
-        (-LIFE - timedelta(seconds=1), "expired"),
-        (LIFE, "good"),  # by another replica
+        (-NONCE_LIFE, "good"),
+        (-NONCE_LIFE - timedelta(seconds=1), "expired"),
+        (NONCE_LIFE, "good"),  # by another replica
         # By a clock that was far ahead: its record as used would be forgotten before it ends.
-        (LIFE + timedelta(seconds=1), "expired"),
+        (NONCE_LIFE + timedelta(seconds=1), "expired"),
         (timedelta(days=4000), "expired"),
     ],
 )

@@ -30,8 +30,16 @@ from confcom.errors import (
 )
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused, without_padding
-from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_library, obstacles_to_in_proc
+from confcom.platforms.interface import (
+    QUOTE_LIBRARY,
+    InitializedQuote,
+    QuoteResult,
+    device_obstacles,
+    find_library,
+    obstacles_to_in_proc,
+    sdk_simulation_refused,
+    without_padding,
+)
 from confcom.protocols.aesm import VARIABLE
 
 # `quote3_error_t`, the error numbers of Intel's DCAP libraries (`sgx_ql_lib_common.h`)

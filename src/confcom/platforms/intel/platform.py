@@ -21,8 +21,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.intel import process as m
 from confcom.platforms.intel.dcap import RESTART_STATES
 from confcom.platforms.intel.process import Surroundings, WorkerLost, WorkerProcess, worker_command
-from confcom.platforms.interface import InitializedQuote, QuoteResult
-from confcom.platforms.sgx_host import DEVICES_ADVICE
+from confcom.platforms.interface import DEVICES_ADVICE, InitializedQuote, QuoteResult
 
 
 class WorkerPool:

@@ -44,7 +44,6 @@ from confcom.tokens import azure, login
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
 from confcom.tokens.ear import NONCE_SIZES, ear_claims, trustworthiness_vector
 from confcom.tokens.jws import joined, unsecured
-from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
 from confcom.tokens.policy_evaluation import Decision, Decisions, Recorded, claims_of, configuration, dry_run
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
@@ -292,12 +291,14 @@ class Appraiser:
 
     def nonce(self) -> str:
         """A nonce that evidence can be bound to; nothing of it is kept until it is used."""
-        return make_nonce(self._nonce_secret, self._clock(), secrets.token_bytes(16))
+        return azure.make_nonce(self._nonce_secret, self._clock(), secrets.token_bytes(16))
 
     def _use_nonce(self, nonce: str | None, now: datetime) -> None:
         """A bound nonce gives one token: captured evidence gives no second one."""
         # Kept for twice its life: the clocks of the replicas that make, use and forget it may differ.
-        if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + 2 * LIFE):
+        if not self._store.use_nonce(
+            azure.check_nonce(nonce, self._nonce_secret, now), now, now + 2 * azure.NONCE_LIFE
+        ):
             raise AzureError("'nonce' was used before", advice="Get another one with POST /nonces, and quote over it.")
 
     def _policy_of(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> PolicyInForce:
@@ -329,7 +330,7 @@ class Appraiser:
         rules = self._parse(policy.text, keep=not policy.draft)
         evidence, wrapping, known = self._read(request.evidence, kind, rules)
         if request.bind_nonce:
-            check_nonce(request.nonce, self._nonce_secret, now)
+            azure.check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
         yield
         decides, quote = self._deciding(rules.policy), evidence.quote

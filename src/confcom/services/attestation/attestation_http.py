@@ -43,9 +43,8 @@ from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.process import Overloaded, T, WorkerThreads
 from confcom.services.runtime.status_page import Reading
-from confcom.tokens.azure import AttestationType, AzureError
+from confcom.tokens.azure import NONCE_LIFE, AttestationType, AzureError
 from confcom.tokens.ear import MEDIA_TYPE, accepts_ear
-from confcom.tokens.nonces import LIFE
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
 
@@ -331,7 +330,7 @@ class AttestationApp:
         return _json(await self.in_thread(request.scope, lambda: self.appraiser.baselines(kind)))
 
     def _nonce(self) -> dict[str, Any]:
-        return {"nonce": self.appraiser.nonce(), "seconds": int(LIFE.total_seconds())}
+        return {"nonce": self.appraiser.nonce(), "seconds": int(NONCE_LIFE.total_seconds())}
 
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""

@@ -48,7 +48,7 @@ from confcom.protocols.certificate_requests import (
     name_for,
     nonce_message,
 )
-from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
+from confcom.tokens.azure import NONCE_LIFE, make_nonce, state_of_nonce
 
 _AUDITED = ("mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "mr_td", "debug")
 _AGAIN = "Make a request without evidence for another one."
@@ -158,7 +158,7 @@ class Decisions:
         name, policy, grace = self._policies.of(requester)
         secret, context = nonce_secret(authority), nonce_context(requester, parts.public_key)
         if attested is None:
-            message = nonce_message(make_nonce(secret, now, random, context), LIFE.total_seconds())
+            message = nonce_message(make_nonce(secret, now, random, context), NONCE_LIFE.total_seconds())
             raise Denial(NONCE_ISSUED, message)
         nonce = attested.ra_tls.nonce or b""
         _check_nonce(request.name, nonce, state_of_nonce(nonce, secret, now, context))
@@ -260,6 +260,6 @@ def _check_nonce(name: str, nonce: bytes, state: str) -> None:
         why = "another pod, another key or another signer" if nonce else "nothing: the evidence has no nonce"
         raise Denial(NONCE_UNKNOWN, f"The nonce in the evidence was made for {why}. {_AGAIN}")
     if state == "expired":
-        raise Denial(NONCE_EXPIRED, f"The nonce in the evidence expired: it is good for {LIFE}. {_AGAIN}")
+        raise Denial(NONCE_EXPIRED, f"The nonce in the evidence expired: it is good for {NONCE_LIFE}. {_AGAIN}")
     if name != name_for(nonce):
         raise Denial("NameNotOfNonce", f"The request must be called {name_for(nonce)}, so that a nonce is used once.")

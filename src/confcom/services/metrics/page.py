@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from confcom.cluster.client import open_client
-from confcom.cluster.pod_events import PodEvent, report
+from confcom.cluster.nodes import PodEvent, report_event
 from confcom.devices.processes import CgroupOwner, EnclaveUse, MiscUse
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
@@ -451,7 +451,7 @@ class EpcReports:
     async def _report(self, client: Any, episode: Episode) -> str:  # noqa: ANN401 - of lightkube
         now = datetime.now(UTC)  # noqa: TID251 - services read the clock
         event = event_of(episode, self._node)
-        return await report(client, event, now, controller=CONTROLLER, instance=self._node[:128])
+        return await report_event(client, event, now, controller=CONTROLLER, instance=self._node[:128])
 
 
 def event_of(episode: Episode, node: str) -> PodEvent:

@@ -33,8 +33,7 @@ from confcom.errors import (
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.pki.chain import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform, connect
-from confcom.platforms.interface import InitializedQuote, ReportSource
-from confcom.platforms.sgx_host import DEVICES_ADVICE
+from confcom.platforms.interface import DEVICES_ADVICE, InitializedQuote, ReportSource
 from confcom.services.quote_helper.recorded_clients import RECORDED, Material, replay
 
 _MODE = 0o600

@@ -1,18 +1,33 @@
-"""The device plugin: one process per SGX node, root because the kubelet's folder is root's, and nothing beyond that."""
+"""What runs on every SGX node for its pods: the device plugin and the quote helper.
+
+The device plugin is root because the kubelet's folder is root's, and nothing beyond that. The quote helper is an AESM
+service outside the applications, replaced without a gap.
+"""
 
 from __future__ import annotations
 
-from confcom.manifests import account_policies, objects, simulated
+from confcom.manifests import account_policies, collateral, metrics, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import DEVICE_PLUGIN, Component, Mounted, Object, host_path, rule
+from confcom.manifests.objects import (
+    DEVICE_PLUGIN,
+    QUOTE_HELPER,
+    USER,
+    Component,
+    Mounted,
+    Object,
+    confined,
+    host_path,
+    rule,
+)
 from confcom.protocols import aesm, dra_objects
+from confcom.protocols.epc import HELPER_EPC
 
 _DRA = "resource.k8s.io"
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
 HOST = "/host"
 """Where the container sees what it may see of the host."""
-HTTP_PORT = 9465
+DEVICE_PLUGIN_PORT = 9465
 GRANT_SLOTS = 110
 """Holders of the provisioning device per node when applications may hold it: as many as a node has pods."""
 
@@ -38,9 +53,9 @@ def device_plugin(config: AddonConfig) -> list[Object]:
         init.append(simulated.machine_container(config))
     component = Component(
         workload=DEVICE_PLUGIN,
-        settings=_settings(config),
+        settings=_plugin_settings(config),
         env=[objects.from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName")],
-        ports={"http": HTTP_PORT},
+        ports={"http": DEVICE_PLUGIN_PORT},
         requests=objects.resources("20m", "64Mi", "256Mi"),
         security=objects.confined(user=0),
         volumes=volumes,
@@ -95,7 +110,7 @@ def _folders(config: AddonConfig) -> list[Mounted]:
     ]
 
 
-def _settings(config: AddonConfig) -> dict[str, str]:
+def _plugin_settings(config: AddonConfig) -> dict[str, str]:
     found = {
         "platform": config.platform,
         "publisher": config.publisher,
@@ -115,3 +130,61 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         found |= {"helper_folder": aesm.FOLDER, "helper_epc_mib": str(config.quote_helper_epc_mib)}
     slots = GRANT_SLOTS if config.provision_grants else 0
     return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(config.provision_namespaces)}
+
+
+SOCKET_FOLDER = aesm.FOLDER
+QUOTE_HELPER_PORT = 9464
+DRAIN = 30
+"""Seconds for the requests under way when a helper ends; clients give up after 15."""
+GRANTED_MACHINE = "/dev/sgx_enclave"
+"""The device that the device plugin grants; on a simulated node it holds the node's machine."""
+
+
+def quote_helper(config: AddonConfig) -> list[Object]:
+    """Every object of the quote helper.
+
+    In an update the successor proves itself beside the present helper and takes the socket over; then that one ends.
+    """
+    exporter = metrics.exporter(config)
+    socket = objects.host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate", read_only=False)
+    # The kubelet makes the folder as root; the helper, which is not root, must be able to write there.
+    owned = [f"{USER}:{USER}", SOCKET_FOLDER]
+    as_root = confined(user=0, add=("CHOWN",))
+    folder = objects.task(config, "socket-folder", owned, socket[1], command=["chown"], securityContext=as_root)
+    # EPC for QE and PCE, with both devices, from the device plugin: without it the helper stays Pending. It is a part
+    # of its own, however EPC is published to applications, with room for a successor.
+    epc = {HELPER_EPC: str(config.quote_helper_epc_mib)}
+    # A device in a container has the owner and the mode that it has on the host. The group owns mounted Secrets.
+    groups: Object = {"supplementalGroups": list(config.quote_helper_groups)}
+    return Component(
+        workload=QUOTE_HELPER,
+        settings=_helper_settings(config) | exporter.settings | collateral.verifying(config),
+        env=collateral.environment(config),
+        ports={"http": QUOTE_HELPER_PORT, **exporter.ports},
+        requests=objects.resources("50m", "128Mi", "1Gi", **epc),
+        security=confined(profile=config.quote_helper_seccomp),
+        volumes=[socket, *collateral.volumes(config), *exporter.volumes],
+        egress=() if config.platform == "simulated" else (*collateral.UPSTREAM_PORTS, *collateral.asked_ports(config)),
+        init=[folder],
+        pod={
+            "terminationGracePeriodSeconds": DRAIN,
+            # To know which pod is at the other end of a connection, so that pods take turns.
+            "hostPID": True,
+            "securityContext": groups | ({"fsGroup": USER} if config.autoscaling else {}),
+        },
+    ).objects(config)
+
+
+def _helper_settings(config: AddonConfig) -> dict[str, str]:
+    found = {
+        "platform": config.platform,
+        "socket": f"{SOCKET_FOLDER}/{aesm.SOCKET}",
+        "replace": "true",
+        "when_replaced": "wait",
+        "when_killed": "restart",
+    }
+    if config.expected_signers:
+        found["expected_signers"] = ",".join(config.expected_signers)
+    if config.platform == "simulated":
+        found["simulated_machine"] = GRANTED_MACHINE
+    return found
