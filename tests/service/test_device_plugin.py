@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
 from confcom.services.device_plugin.grpc import GrpcSocket, call
 from confcom.services.device_plugin.plugin import SETTLE
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
+from no_descriptors import no_descriptors
 from running_plugin import ENCLAVE, EPC, RunningPlugin
 
 PROVISION = "sgx.intel.com/provision"
@@ -516,3 +518,30 @@ def test_a_helper_that_asked_for_more_leaves_room_for_its_successor(tmp_path: Pa
         kubelet.admit("confcom-system/successor", HELPER_EPC, 4)
         kubelet.remove("confcom-system/present")
         kubelet.wait_allocatable(HELPER_EPC, 8)
+
+
+def test_without_descriptors_the_devices_stay_healthy(
+    tmp_path: Path, kubelet: KubeletEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that cannot open sysfs saw no EPC, and the node lost all of it."""
+    true_open = os.open
+
+    def refuse(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).startswith(str(plugin.root / "sys")):
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return true_open(path, *rest, **more)
+
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        monkeypatch.setattr(os, "open", refuse)
+        plugin.wait_event("node.look", 3)
+        monkeypatch.undo()
+        assert "Too many open files in system" in plugin.fields("node.look")[0]["reason"]
+        assert plugin.fields("devices.health") == []
+        assert kubelet.allocatable(EPC) == 168
+
+
+def test_without_descriptors_a_socket_is_tried_again(tmp_path: Path) -> None:
+    with no_descriptors(), pytest.raises(PlatformUnavailable, match="Too many open files") as found:
+        GrpcSocket(tmp_path / "x.sock", {})
+    assert found.value.retryable

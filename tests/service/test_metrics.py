@@ -22,6 +22,7 @@ from confcom.services.metrics.exporter import MetricsConfig, MetricsExporter
 from confcom.services.runtime.process import run_until
 from epc_api import EpcApi, make_pod
 from epc_host import UID, Node
+from no_descriptors import no_descriptors
 
 MIB = 1 << 20
 ONE, TWO = "0123456789abcdef" * 4, "fedcba9876543210" * 4
@@ -371,3 +372,21 @@ async def test_the_limit_of_a_container_waits_for_all_its_claims(
 def test_an_exporter_without_a_node_is_told() -> None:
     with pytest.raises(ConfigError, match="which node"):
         MetricsExporter(MetricsConfig())
+
+
+async def test_without_descriptors_the_last_figures_stay_and_grow_old(node: Node, api: EpcApi, folder: Path) -> None:
+    """They were 0, as if all enclaves had ended, and as fresh as ever."""
+    node.hold(20, ONE)
+    api.put(make_pod("greedy", uid=UID, mib=30, container=ONE))
+    async with exporter(node, api, folder) as running:
+        await running.until(lambda found: found.get(of("mapped_bytes")) == 20 * MIB)
+        metrics = running.exporter.metrics
+        with no_descriptors():
+            await asyncio.sleep(0.1)  # a look that had begun
+            before = metrics.age()
+            await asyncio.sleep(0.5)
+            assert metrics.age() >= before + 0.5
+            assert metrics.use is not None
+            assert metrics.use.mapped == 20 * MIB
+        node.end(node.hold(8, TWO))
+        await running.until(lambda found: found['confcom_epc_pass_age_seconds{node="n1"}'] < 0.5)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from confcom.errors import PlatformUnavailable
+
 MAX_TEXT = 1 << 20
 """Bytes read of one file; /proc/cpuinfo of 512 processors has about 800 KB, of which the first entry is enough."""
 _MAX_LINKS = 40
@@ -24,6 +26,22 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISFIFO, "a pipe"),
 )
+
+
+WANT = frozenset((errno.EMFILE, errno.ENFILE))
+"""This process has no descriptor left, or the system has none."""
+
+
+def check_want(error: OSError) -> None:
+    """`PlatformUnavailable` for want of descriptors: what cannot be looked at is not what is not there."""
+    if error.errno in WANT:
+        raise cannot_look(error) from error
+
+
+def cannot_look(error: OSError) -> PlatformUnavailable:
+    """A failure after which nothing is known of the host."""
+    advice = "Raise the limit of open files, of this process or of the system (fs.file-max)."
+    return PlatformUnavailable(f"cannot look at the host: {error.strerror}", retryable=True, advice=advice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,10 @@ class DeviceFile:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host with its root mounted at `root`. `stand_ins`: ordinary files count as devices (simulated nodes only)."""
+    """A host with its root mounted at `root`. `stand_ins`: ordinary files count as devices (simulated nodes only).
+
+    Everything that opens files raises `PlatformUnavailable` for want of descriptors (`check_want`).
+    """
 
     root: Path = Path("/")
     stand_ins: bool = False
@@ -68,7 +89,8 @@ class Host:
             return None
         try:
             descriptor = os.open(self._inside(true), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+        except OSError as error:
+            check_want(error)
             return None
         try:
             pieces = []
@@ -107,16 +129,16 @@ class Host:
         """Names in a directory, sorted; none where it cannot be read."""
         try:
             yield from sorted(entry.name for entry in self._inside(path).iterdir())
-        except OSError:
-            return
+        except OSError as error:
+            check_want(error)
 
     def folders(self, path: str) -> Iterator[str]:
         """Names of the directories in a directory, sorted, links not followed; none where it cannot be read."""
         try:
             with os.scandir(self._inside(path)) as entries:
                 yield from sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        except OSError:
-            return
+        except OSError as error:
+            check_want(error)
 
     def write(self, path: str, text: str) -> None:
         """Write into a file of the kernel that is there, in one call; `OSError` where that is not allowed."""

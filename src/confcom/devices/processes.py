@@ -14,6 +14,7 @@ needs as well). On a simulated node the device is an ordinary file, and that ver
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from confcom.devices.host import Host
+from confcom.devices.host import WANT, Host, cannot_look
 from confcom.devices.sgx_node import ENCLAVE_PATHS, LEGACY_PATH
 from confcom.errors import PlatformError
 
@@ -318,23 +319,23 @@ class _Reader(threading.Thread):
         self.waiting = waiting
         self.at = ""
         self.unreadable = 0
+        self.failure: OSError | None = None
         self.found: list[EnclaveProcess] = []
         self._proc = proc
         self._devices: dict[FileIdentity, bool] = {}
 
     def run(self) -> None:
         """Read until none is waiting."""
-        with suppress(OSError), _folder(str(self._proc)) as proc:
-            while True:
-                try:
+        try:
+            with _folder(str(self._proc)) as proc:
+                while True:
                     self.at = self.waiting.popleft()
-                except IndexError:  # asking first would not do: another thread replaces or empties `waiting`
-                    return
-                self._enclaves(self.at, proc)
-                self.at = ""
-        # No descriptor was left for /proc: another reader would have none either.
-        self.unreadable += len(self.waiting)
-        self.waiting.clear()
+                    self._enclaves(self.at, proc)
+                    self.at = ""
+        except IndexError:
+            pass  # none waits; asking first would not do: another thread replaces or empties `waiting`
+        except OSError as error:
+            self.failure = error
 
     def is_stuck(self) -> bool:
         """Wait for the end, and say whether one process takes longer than `STUCK_AFTER` instead."""
@@ -350,10 +351,10 @@ class _Reader(threading.Thread):
                 with _folder(name, proc) as process:
                     if (found := self._look(int(name), process)) is not None:
                         self.found.append(found)
-        except PermissionError:
-            self.unreadable += 1
-        except OSError:
-            pass  # it ended meanwhile
+        except OSError as error:
+            if error.errno in WANT:
+                raise
+            self.unreadable += error.errno not in (errno.ENOENT, errno.ESRCH)  # it ended meanwhile
 
     def _look(self, pid: int, process: int) -> EnclaveProcess | None:
         maps = _read("maps", process, MAX_MAPS)
@@ -405,7 +406,7 @@ class ProcessFinder:
         return [name for name, reader in self._stuck.items() if reader.is_alive()]
 
     def look(self, device: EnclaveDevice) -> ProcessesSeen:
-        """One pass over /proc. Without a device there is nothing to look for, and nothing is read.
+        """One pass over /proc, or `PlatformUnavailable`. Without a device there is nothing to look for.
 
         Beyond `MAX_STUCK` processes that keep their readers waiting, no further one is read.
         """
@@ -421,6 +422,8 @@ class ProcessFinder:
             if reader.is_stuck():
                 self._stuck[reader.at] = reader
                 reader.waiting = deque()
+            if reader.failure is not None:  # a pass in part would be taken for less use
+                raise cannot_look(reader.failure)
             unreadable += reader.unreadable + bool(reader.at)
             found += reader.found
         return ProcessesSeen(tuple(found), len(names), unreadable + len(waiting))
@@ -442,13 +445,10 @@ def _folder(name: str, inside: int | None = None) -> Iterator[int]:
 def _read(name: str, inside: int, most: int) -> bytes:
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=inside)
     try:
-        pieces = [os.read(descriptor, _PIECE)]
-        read = len(pieces[0])
-        # The kernel gives maps a page at a time.
-        while read < most and (piece := os.read(descriptor, _PIECE)):
-            pieces.append(piece)
-            read += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)[:most]
+        found = bytearray()
+        while len(found) < most and (piece := os.read(descriptor, _PIECE)):  # maps come a page at a time
+            found += piece
+        return bytes(found[:most])
     finally:
         os.close(descriptor)
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from confcom.devices.host import MAX_TEXT, Host
+from confcom.devices.processes import find_misc
+from confcom.devices.sgx_node import declare_node, find_sgx
+from confcom.errors import PlatformUnavailable
+from no_descriptors import no_descriptors
 
 
 def test_a_character_device_is_found_with_number_mode_and_owner() -> None:
@@ -83,3 +88,25 @@ def test_what_may_not_be_read_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0)
     assert Host(tmp_path).read("/secret") is None
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda host: host.read("/file"),
+        lambda host: list(host.names("/")),
+        lambda host: list(host.folders("/")),
+        lambda host: find_sgx(host),
+        lambda host: find_misc(host),
+    ],
+)
+def test_what_cannot_be_looked_at_is_not_taken_for_what_is_not_there(
+    tmp_path: Path, look: Callable[[Host], object]
+) -> None:
+    host = declare_node(tmp_path, (8 << 20,), b"machine")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/misc.capacity").write_text("sgx_epc 8388608\n")
+    with no_descriptors(), pytest.raises(PlatformUnavailable, match="Too many open files"):
+        look(host)
+    look(host)

@@ -16,7 +16,7 @@ from confcom.devices import processes
 from confcom.devices.host import Host
 from confcom.devices.processes import MAX_STUCK, CgroupOwner, EnclaveDevice, ProcessFinder
 from confcom.devices.sgx_node import declare_node, map_enclave_memory
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, PlatformUnavailable
 
 POD, ONE = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4
 NULL = Path("/dev/null").stat()
@@ -102,19 +102,44 @@ def test_what_is_refused_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (seen.enclaves, seen.unreadable) == ((), 1)
 
 
-def test_without_a_descriptor_for_proc_a_look_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["proc", "7/maps", "7", "stat"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_without_a_descriptor_there_is_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int
+) -> None:
+    """The processes that were not read were taken for ended ones, and their EPC for free."""
     for pid in (7, 8):
         process(tmp_path, pid, LINE.format("/dev/sgx_enclave"), device="/dev/null")
     true_open = os.open
 
     def refuse(path: str, *rest: int, **more: int) -> int:
-        if path == str(tmp_path / "proc"):
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if path in (place, str(tmp_path / place)):
+            raise OSError(number, os.strerror(number))
+        return true_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    finder = ProcessFinder(Host(tmp_path))
+    with pytest.raises(PlatformUnavailable, match="Too many open files"):
+        finder.look(DEVICE)
+    monkeypatch.undo()
+    assert sorted(found.pid for found in finder.look(DEVICE).enclaves) == [7, 8]
+
+
+def test_a_process_that_cannot_be_read_for_another_reason_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid in (7, 8):
+        process(tmp_path, pid, LINE.format("/dev/sgx_enclave"), device="/dev/null")
+    true_open = os.open
+
+    def refuse(path: str, *rest: int, **more: int) -> int:
+        if path == "7/maps":
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return true_open(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", refuse)
     seen = ProcessFinder(Host(tmp_path)).look(DEVICE)
-    assert (seen.enclaves, seen.processes, seen.unreadable) == ((), 2, 2)
+    assert ([found.pid for found in seen.enclaves], seen.processes, seen.unreadable) == ([8], 2, 1)
 
 
 def test_a_process_that_keeps_its_reader_waiting_delays_no_other(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from confcom.devices.host import check_want
 from confcom.devices.resources import DraDevices, EpcUnits
 from confcom.devices.sgx_node import EpcPool, SgxNode, is_unit, numa_node_of
 from confcom.errors import ConfcomError, FormatError, PlatformUnavailable
@@ -203,10 +204,16 @@ class Remembered:
 
 
 def remembered(directory: Path, resource: str) -> Remembered:
-    """What the kubelet's checkpoint says of a resource; nothing where it cannot be read or is written otherwise."""
+    """What the kubelet's checkpoint says of a resource; nothing where it cannot be read or is written otherwise.
+
+    `PlatformUnavailable` for want of descriptors.
+    """
     try:
         found = _CHECKPOINT.decode(read_bounded(directory / CHECKPOINT, MAX_CHECKPOINT, patience=0)).Data
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except OSError as error:
+        check_want(error)
+        return Remembered()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())
     return Remembered(resource in (found.RegisteredDevices or {}), holders)
@@ -256,14 +263,13 @@ class EpcInNodeStatus(InApi[NodeStatus, EpcAmount]):
     async def _why_held_back(self) -> str:
         """Why the kubelet would fail pods that got the amount now; empty when it would not."""
         resource = self._resource
-        found = await asyncio.to_thread(remembered, Path(self._config.plugin_dir), resource)
-        if found.holders:
-            try:
-                (held,) = await held_devices(self._config, resource)
-            except ConfcomError as error:
-                return f"the kubelet does not say who holds {resource} as devices: {error.message}"
-            if held:
-                return f"{len(held)} containers hold {resource} as devices of an earlier plugin, until they end"
+        try:
+            found = await asyncio.to_thread(remembered, Path(self._config.plugin_dir), resource)
+            held = (await held_devices(self._config, resource))[0] if found.holders else {}
+        except ConfcomError as error:
+            return f"the kubelet does not say who holds {resource} as devices: {error.message}"
+        if held:
+            return f"{len(held)} containers hold {resource} as devices of an earlier plugin, until they end"
         if found.registered:
             return f"the kubelet keeps {resource} as devices of an earlier plugin, for five minutes after its end"
         return ""

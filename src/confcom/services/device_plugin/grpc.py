@@ -229,7 +229,10 @@ def _bind(path: Path) -> socket.socket:
         raise ConfigError(
             f"{path} is too long for a socket: {MAX_PATH} bytes at most", advice="Name a shorter directory."
         )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:  # for want of descriptors
+        raise PlatformUnavailable(f"cannot listen at {path}: {error.strerror}", retryable=True) from error
     try:
         clear_path(path)
         path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.devices.host import Host
+from confcom.devices.host import Host, check_want
 from confcom.devices.resources import (
     ANY_NAMESPACE,
     PATIENCE,
@@ -351,14 +351,10 @@ def plan_fields(
         "driver": driver.kind,
         "devices": [found.describe() for found in (driver.enclave, driver.provision) if found is not None],
         "launch_control": None if flags is None else flags.launch_control,
-        "provision": _provision(config),
+        "provision": f"given to {config.provision_limit} at a time, namespaces {config.provision_namespaces}"
+        if config.provision_limit
+        else "given to no pod",
     }
-
-
-def _provision(config: DevicePluginConfig) -> str:
-    if not config.provision_limit:
-        return "given to no pod"
-    return f"given to {config.provision_limit} at a time, namespaces {config.provision_namespaces}"
 
 
 async def serve(
@@ -528,7 +524,11 @@ class DevicePlugin:
     async def _look_again(self) -> None:
         while True:
             await asyncio.sleep(self._config.health_interval)
-            node = find_sgx(self._host)
+            try:
+                node = find_sgx(self._host)
+            except PlatformUnavailable as error:  # what was seen last counts
+                self._observe(PluginEvent("node.look", self._config.resource, {"reason": error.message}, warning=True))
+                continue
             if not node.epc.sections:
                 # Ids must not vanish with the driver: what was there is unhealthy, not gone.
                 node = replace(node, epc=replace(self._node.epc, missing=node.epc.missing))
@@ -576,7 +576,8 @@ async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterato
     """
     try:
         folder = os.open(config.plugin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        check_want(error)
         yield True  # no kubelet yet, and so no predecessor
         return
     try:

@@ -239,7 +239,10 @@ class MetricsExporter:
 
     async def _look_again(self) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except ConfcomError as error:  # the figures stay, and grow old
+                self._warn("node.look", error.message, advice=error.advice())
             await asyncio.sleep(self._config.interval)
 
     def _failed(self, what: str) -> Callable[[ConfcomError], None]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from confcom.errors import PlatformUnavailable
 from confcom.services.device_plugin import epc_in_api
 from confcom.services.device_plugin.epc_in_api import CHECKPOINT, Remembered, remembered
+from no_descriptors import no_descriptors
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 # As a kubelet 1.36 wrote it, with fewer devices.
@@ -37,3 +39,10 @@ def test_no_file_and_one_that_is_too_long_hold_nothing_back(tmp_path: Path, monk
     (tmp_path / CHECKPOINT).write_text(WRITTEN)
     monkeypatch.setattr(epc_in_api, "MAX_CHECKPOINT", 10)
     assert remembered(tmp_path, EPC) == Remembered()
+
+
+def test_without_descriptors_nothing_is_known(tmp_path: Path) -> None:
+    """EPC would be offered that the kubelet still keeps as devices, and pods would fail."""
+    (tmp_path / CHECKPOINT).write_text(WRITTEN)
+    with no_descriptors(), pytest.raises(PlatformUnavailable, match="Too many open files"):
+        remembered(tmp_path, EPC)
