@@ -213,7 +213,7 @@ class _Helper:
         self._metrics.registry.register(self._front.enclaves)
         queue, deliver = self._front.queue, self._front.deliver
         self._quoting = (
-            QuickQuoting(self._broker, queue, deliver)
+            QuickQuoting(self._broker, queue, deliver, self._front.peers)
             if quick
             else AheadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)
         )

@@ -19,13 +19,17 @@ import structlog
 from confcom.errors import PlatformBusy, PlatformError
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation
+from confcom.services.quote_helper.peers import Peers
 from confcom.services.runtime.listener import FairQueue
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
 Result = TypeVar("Result")
 
 TURN = 16
-"""Requests answered before new connections are accepted: with 4 a quote takes a tenth more processor time."""
+"""Requests of one peer alone answered before new connections are accepted: with 4 a quote takes a tenth more processor
+time."""
+SHARED_TURN = 4
+"""The same while several peers ask: a peer that asks again waits for so many requests of a flood."""
 AHEAD = 2
 """Most calls that are sent to the platform at a time: the current one and the next."""
 HANGS_AFTER = 6.0
@@ -190,10 +194,11 @@ class AheadQuoting:
 class QuickQuoting:
     """The event loop quotes itself."""
 
-    def __init__(self, broker: AesmBroker, queue: FairQueue[Conversation], deliver: Deliver) -> None:
+    def __init__(self, broker: AesmBroker, queue: FairQueue[Conversation], deliver: Deliver, peers: Peers) -> None:
         self._broker = broker
         self._queue = queue
         self._deliver = deliver
+        self._peers = peers
         self._loop = asyncio.get_running_loop()
         self._again = False
 
@@ -210,7 +215,8 @@ class QuickQuoting:
         # All are signed before the first is sent: so the code of each step stays in the processor's caches.
         signed = []
         started = now()
-        for pending in [queue.pop() for _ in range(min(TURN, len(queue)))]:
+        most = SHARED_TURN if self._peers.several else TURN
+        for pending in [queue.pop() for _ in range(min(most, len(queue)))]:
             answer = _answer(self._broker, pending, look=started - pending.since > LEFT_AFTER)
             ended = now()
             signed.append((pending, answer, ended - started))

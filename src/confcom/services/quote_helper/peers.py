@@ -98,6 +98,8 @@ class Peers:
         self.ended = select.epoll()
         self.looked_up = 0
         """Processes looked up since this was last set to 0."""
+        self.several = False
+        """Whether more than one peer connected between the last two looks at who is active."""
 
     def __len__(self) -> int:
         return sum(1 for peer in self._peers.values() if peer.connections)
@@ -161,6 +163,7 @@ class Peers:
         count = sum(peer.active for peer in self._peers.values() if peer.name != OURSELVES)
         for peer in self._peers.values():
             peer.active = False
+        self.several = count > 1
         return count
 
     def turned_away(self) -> list[tuple[str, int]]:

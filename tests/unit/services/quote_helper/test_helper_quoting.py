@@ -6,8 +6,10 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +21,8 @@ from confcom.protocols.aesm import GetQuoteExRequest, GetQuoteExResponse, GetQuo
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation
-from confcom.services.quote_helper.helper_quoting import HANGS_AFTER, AheadQuoting
-from confcom.services.quote_helper.peers import Peer
+from confcom.services.quote_helper.helper_quoting import HANGS_AFTER, SHARED_TURN, TURN, AheadQuoting, QuickQuoting
+from confcom.services.quote_helper.peers import Peer, Peers
 from confcom.services.runtime.listener import FairQueue
 from recording_platform import RecordingPlatform, quote_over
 
@@ -291,3 +293,28 @@ async def test_a_client_that_left_has_no_quote_made(stage: Stage, ends: tuple[so
     stage.ask(1, since=asyncio.get_running_loop().time() - 1)
     assert await stage.answered(2) == [b"\0", bytes([AesmStatus.BUSY])]
     assert stage.platform.begun == []
+
+
+@pytest.mark.parametrize(("several", "turn"), [(True, SHARED_TURN), (False, TURN)])
+async def test_a_turn_is_short_while_several_peers_ask(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, *, several: bool, turn: int
+) -> None:
+    """Who asks again in a flood waits for the rest of one turn, and is then among the first of the next."""
+    broker = AesmBroker(RecordingPlatform(initialized=True))
+    broker.warm_up()
+    queue: FairQueue[Conversation] = FairQueue()
+    answered: list[Conversation] = []
+    peers = Peers(tmp_path, max_connections=256, rate=0, burst=1, monotonic=time.monotonic)
+    peers.several = several
+    quoting = QuickQuoting(broker, queue, lambda one, answer, duration=None: answered.append(one), peers)
+    flood = [pending(broker, ends[0], time.monotonic()) for _ in range(100)]
+    good = pending(broker, ends[0], time.monotonic())
+    for one in flood:
+        queue.push("uid 1", one)
+    quoting.pump()
+    assert answered == flood[:turn]
+    queue.push("uid 2", good)
+    quoting.pump()
+    assert answered[turn : turn + 2] == [flood[turn], good]
+    assert len(answered) == 2 * turn
+    peers.close()

@@ -289,13 +289,14 @@ def test_a_user_who_watches_too_much_is_known_by_its_pod_for_a_while(
 
 def test_peers_are_active_between_two_looks_and_our_self_tests_are_none(door: Door, peers: Peers, clock: Clock) -> None:
     peers.of(connected_by_us(door), clock.now)
-    assert peers.active() == 0
+    assert (peers.active(), peers.several) == (0, False)
     door.process(user=1)
     door.process(user=2, connections=2)
     for _ in range(3):
         peers.of(door.accept(), clock.now)
 
-    assert [peers.active(), peers.active()] == [2, 0]
+    assert (peers.active(), peers.several) == (2, True)
+    assert (peers.active(), peers.several) == (0, False)
 
 
 def test_a_rate_allows_a_burst_and_then_so_many_a_second(door: Door, peers: Peers, clock: Clock) -> None:
