@@ -175,6 +175,14 @@ class TestWire:
 
             assert read_response(read_all(client), 16) == {1: 0, 2: QUOTE_SIZE}
 
+    @pytest.mark.parametrize("frame", [NUM, b"\2\0\0\0\xff\xff", b"\xff\xff\xff\xff"], ids=["asked", "invalid", "huge"])
+    def test_no_end_is_an_error_for_the_client(self, helper: RunningHelper, frame: bytes) -> None:
+        """Bytes left in a socket that is closed would be a reset, where clients look for the end."""
+        with connect(helper.path) as client:
+            client.sendall(frame)
+            while client.recv(1 << 16):
+                pass
+
     def test_a_second_request_on_the_connection_is_not_answered(self, helper: RunningHelper) -> None:
         assert read_response(exchange(helper.path, NUM + NUM), 21) == NUM_ANSWER
 

@@ -7,6 +7,7 @@ import asyncio
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from confcom.protocols.aesm import (
@@ -27,6 +28,9 @@ READ_SIZE = 16 * 1024
 
 _NOW = socket.MSG_DONTWAIT
 # Sockets stay blocking until they have to wait, and are read and written without waiting: that saves a system call.
+_PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
+# What is taken from a socket makes room there, and for that the kernel wakes a client that waits for its answer. So a
+# request stays there until the answer is sent.
 
 
 class RequestEvent(NamedTuple):
@@ -78,8 +82,8 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_duration", "_ended", "_error", "_error_code", "_reason", "_received", "_sent", "_socket",
-        "_status", "call", "credentials", "has_turn", "over_limit", "peer", "request", "since", "started",
+        "_connection", "_duration", "_ended", "_error", "_error_code", "_peeked", "_reason", "_received", "_sent",
+        "_socket", "_status", "call", "credentials", "has_turn", "over_limit", "peer", "request", "since", "started",
     )  # fmt: skip
 
     call: PlatformCall
@@ -104,6 +108,7 @@ class Conversation:
         self._error_code: str | None = None
         self._error = ""
         self._received = 0
+        self._peeked = 0  # of these, so many are still in the socket
         self._sent = 0
 
     @property
@@ -119,11 +124,13 @@ class Conversation:
         """Read what has arrived; never blocks."""
         event: Request | IncompleteRequest | NeedData | Closed = NEED_DATA
         while event is NEED_DATA:
+            self._take()
             try:
-                data = self._socket.recv(READ_SIZE, _NOW)
+                data = self._socket.recv(READ_SIZE, _PEEK)
             except BlockingIOError:
                 return NEED_DATA
-            self._received += len(data)
+            self._peeked = len(data)
+            self._received += self._peeked
             self._connection.receive_data(data)
             event = self._connection.next_event()
         if event is not CLOSED:
@@ -145,6 +152,7 @@ class Conversation:
             return frame
         if self._sent < len(frame):
             return frame[self._sent :]
+        self._take()
         self._socket.close()
         return b""
 
@@ -165,9 +173,18 @@ class Conversation:
 
     def close(self, now: float, reason: str = "") -> bool:
         """Close the socket; `reason` says why a conversation did not get to its end. Returns whether it did."""
+        if self._peeked:
+            with suppress(OSError):
+                self._take()
         self._socket.close()
         self._duration, self._ended, self._reason = now - self.started, time.time(), reason
         return self._status is not None and not reason
+
+    def _take(self) -> None:
+        """Take what was read out of the socket; closed with bytes in it, it would be an error for the client."""
+        if self._peeked:
+            self._socket.recv(self._peeked, _NOW)
+            self._peeked = 0
 
     def event(self) -> RequestEvent:
         """How it ended, once it is closed."""
