@@ -23,7 +23,7 @@ from testcluster.machine import reason_against, reason_against_image
 def prepare(home: Home) -> dict[str, str]:
     """Start the cluster, give it the image, and return the environment of the tests."""
     # New amounts of a resource show with the kubelet's next status, by default every 10 s: most of what tests wait for.
-    os.environ.setdefault("KUBE_STATUS_SECONDS", "2")
+    os.environ.setdefault("KUBE_STATUS_SECONDS", "1")
     cluster.start(home)
     archive, digest = image.make(home.path / "images", image.NAME)
     print(f"e2e: {image.NAME} is {digest}", flush=True)

@@ -43,7 +43,7 @@ def pod(name: str, namespace: str, spec: Mapping[str, Any], *, annotations: Mapp
 def one_container(image: str, *command: str, **more: Any) -> dict[str, Any]:
     """A pod's spec with one container, called `application`."""
     container = {"name": "application", "image": image, "imagePullPolicy": "IfNotPresent", "command": list(command)}
-    return {"containers": [container | more], "restartPolicy": "Never", "terminationGracePeriodSeconds": 2}
+    return {"containers": [container | more], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
 
 
 def limits(mib: int | str, **more: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from cluster_jobs import EPC
 from kubectl import Kubectl
 
 NAMESPACE = "e2e-plugin"
@@ -137,17 +136,23 @@ def own_cluster(cluster: Kubectl) -> Path | None:
     return home if ours else None
 
 
+def forget_topology(home: Path) -> None:
+    """Take away what a kubelet remembers of devices and CPUs: it does not start on the memory of another topology."""
+    folder = home / "data" / "node" / "var" / "lib" / "kubelet"
+    for name in ("device-plugins/kubelet_internal_checkpoint", "cpu_manager_state", "memory_manager_state"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def forget_devices(home: Path, cluster: Kubectl) -> None:
     """Restart the kubelet without its memory of devices, and delete their amounts from the node's status."""
     environment = os.environ | {"KUBE_HOME": str(home)}
     subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
-    folder = home / "data" / "node" / "var" / "lib" / "kubelet" / "device-plugins"
-    (folder / "kubelet_internal_checkpoint").unlink(missing_ok=True)
-    node = cluster.items("nodes")[0]["metadata"]["name"]
-    names = (EPC, "sgx.intel.com/enclave", "sgx.intel.com/provision", "sgx.confcom.dev/quote-helper")
-    gone = dict.fromkeys(names)
+    forget_topology(home)
+    # All of them: where one is left, its pods are started before the plugin, without devices.
+    node = cluster.items("nodes")[0]
+    gone = dict.fromkeys(name for name in node["status"]["capacity"] if "sgx" in name)
     patch = json.dumps({"status": {"capacity": gone, "allocatable": gone}})
-    cluster("patch", "node", node, "--subresource=status", "--type=merge", "-p", patch)
+    cluster("patch", "node", node["metadata"]["name"], "--subresource=status", "--type=merge", "-p", patch)
     subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster_plugin import CLUSTER_SCRIPTS
+from cluster_plugin import CLUSTER_SCRIPTS, forget_topology
 
 MIB_PER_NUMA_NODE = 64
 NUMBER = (1, 5)
@@ -121,10 +121,7 @@ def start_kubelet_again(home: Path, *words: str) -> None:
     """End the kubelet in order, forget what it knew of devices, and start it with further words."""
     environment = os.environ | {"KUBE_HOME": str(home)}
     subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
-    folder = home / "data" / "node" / "var" / "lib" / "kubelet"
-    # A kubelet does not start on the memory of another topology.
-    for name in ("device-plugins/kubelet_internal_checkpoint", "cpu_manager_state", "memory_manager_state"):
-        (folder / name).unlink(missing_ok=True)
+    forget_topology(home)
     environment |= {"KUBELET_ARGS": " ".join(words)}
     subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
 

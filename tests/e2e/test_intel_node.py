@@ -53,7 +53,6 @@ def intel_node(home: Path, cluster: Kubectl, addon: Addon) -> Iterator[Addon]:
         cluster.wait("EPC to be allocatable", lambda: addon.allocatable() == BOTH)
         yield addon
         assert addon("disable", "--purge", "--yes", "-o", "none").code == 0
-    start_kubelet_again(home)
     forget_devices(home, cluster)
 
 

@@ -32,6 +32,7 @@ for name in kubelet kube-apiserver kube-scheduler kube-controller-manager kube-p
 # What a version does not know yet: the kubelet refuses fields that it cannot read.
 MINOR=$("$BIN/kubelet" --version | sed 's/.* v1\.\([0-9]*\).*/\1/')
 [ "$MINOR" -ge 31 ] || sed -i /failCgroupV1/d "$B/etc/kubelet.yaml"
+[ "$MINOR" -ge 35 ] || sed -i /crashLoopBackOff/d "$B/etc/kubelet.yaml"
 "$HERE/gencerts.sh" "$B" "$PORT" || exit 1
 sed -i "s#127.0.0.1:[0-9]*#127.0.0.1:$API_PORT#" "$B"/kubeconfig/*.kubeconfig
 
@@ -88,11 +89,13 @@ start kube-apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 
   --requestheader-extra-headers-prefix=X-Remote-Extra- \
   --enable-aggregator-routing=true --anonymous-auth=true --v=2 $GATES $APISERVER_ARGS
 waitfor 120 "the API server" kapi get --raw /readyz || exit 1
+# Controllers that neither wait for their own limit of requests, nor look at metrics more rarely than these change.
 start kube-controller-manager "$BIN/kube-controller-manager" --kubeconfig=$CONFIGS/kcm.kubeconfig \
   --authentication-kubeconfig=$CONFIGS/kcm.kubeconfig --authorization-kubeconfig=$CONFIGS/kcm.kubeconfig \
   --leader-elect=false --use-service-account-credentials=true --root-ca-file=$PKI/ca.crt \
   --service-account-private-key-file=$PKI/sa.key --client-ca-file=$PKI/ca.crt \
   --cluster-signing-cert-file=$PKI/ca.crt --cluster-signing-key-file=$PKI/ca.key --bind-address=127.0.0.1 \
+  --kube-api-qps=200 --kube-api-burst=400 --horizontal-pod-autoscaler-sync-period=3s \
   --v=2 $GATES $CONTROLLER_MANAGER_ARGS
 start kube-scheduler "$BIN/kube-scheduler" --kubeconfig=$CONFIGS/scheduler.kubeconfig \
   --authentication-kubeconfig=$CONFIGS/scheduler.kubeconfig \
