@@ -15,14 +15,13 @@ from imaging.oci import Settings, write_image
 
 
 def derive(home: Path, work: Path, name: str, tree: Path, environment: Sequence[str]) -> None:
-    """Put the files of a folder over the cluster's image, and give the result to its container runtime."""
+    """Put the files of a folder over the cluster's image, of which the container runtime has the layers."""
     with tarfile.open(home / "images" / "confcom.tar") as archive:
         manifest = _json(archive, _json(archive, {"path": "index.json"})["manifests"][0])
         config = _json(archive, manifest["config"])["config"]
-        layers = [_extracted(archive, one, work) for one in manifest["layers"]]
-    layers.append(layer_of_tree(tree, work / "more.tar"))
+    below = [Layer(home, one["digest"], one["size"]) for one in manifest["layers"]]
     settings = Settings(tuple(config["Entrypoint"]), config["User"], (*config["Env"], *environment), config["Labels"])
-    _give(home, work, name, layers, settings)
+    _give(home, work, name, [*below, layer_of_tree(tree, work / "more.tar")], settings, [one.digest for one in below])
 
 
 def image_of_program(home: Path, work: Path, name: str, program: str) -> None:
@@ -33,25 +32,17 @@ def image_of_program(home: Path, work: Path, name: str, program: str) -> None:
     _give(home, work, name, [layer], Settings(entrypoint=(f"/{program}",), user="65532:65532"))
 
 
-def _give(home: Path, work: Path, name: str, layers: Sequence[Layer], settings: Settings) -> None:
+def _give(
+    home: Path, work: Path, name: str, layers: Sequence[Layer], settings: Settings, known: Sequence[str] = ()
+) -> None:
     """Write the image and import it into the cluster's container runtime."""
-    write_image(work / "image.tar", name, layers, settings)
+    write_image(work / "image.tar", name, layers, settings, known=known)
     program = [str(home / "bin" / "ctr"), "--address", str(home / "run" / "containerd" / "containerd.sock")]
     command = [*program, "-n", "k8s.io", "images", "import", "--local", str(work / "image.tar")]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
-def _extracted(archive: tarfile.TarFile, descriptor: dict[str, Any], work: Path) -> Layer:
-    path = work / descriptor["digest"].partition(":")[2]
-    path.write_bytes(_blob(archive, descriptor))
-    return Layer(path, descriptor["digest"], descriptor["size"])
-
-
 def _json(archive: tarfile.TarFile, descriptor: dict[str, Any]) -> Any:
-    return json.loads(_blob(archive, descriptor))
-
-
-def _blob(archive: tarfile.TarFile, descriptor: dict[str, Any]) -> bytes:
     member = archive.extractfile(descriptor.get("path") or "blobs/" + descriptor["digest"].replace(":", "/"))
     assert member is not None
-    return member.read()
+    return json.load(member)

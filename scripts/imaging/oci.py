@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +31,13 @@ class Settings:
         return plain | ({"User": self.user} if self.user else {}) | ({"Labels": self.labels} if self.labels else {})
 
 
-def write_image(target: Path, name: str, layers: Sequence[Layer], settings: Settings) -> str:
-    """Write the archive and return the digest of the image's manifest, which is its identity."""
+def write_image(
+    target: Path, name: str, layers: Sequence[Layer], settings: Settings, *, known: Collection[str] = ()
+) -> str:
+    """Write the archive and return the digest of the image's manifest, which is its identity.
+
+    Layers whose digests are `known` are named and not written: whoever reads the archive has them.
+    """
     config = _encode(
         _PLATFORM
         | {
@@ -58,7 +63,7 @@ def write_image(target: Path, name: str, layers: Sequence[Layer], settings: Sett
         add_bytes(archive, "index.json", _index(name, manifest))
         for document in (config, manifest):
             add_bytes(archive, _blob(_digest(document)), document)
-        for layer in {layer.digest: layer for layer in layers}.values():
+        for layer in {layer.digest: layer for layer in layers if layer.digest not in known}.values():
             _add_layer(archive, layer)
     fresh.replace(target)
     return _digest(manifest)

@@ -78,6 +78,15 @@ def test_an_archive_holds_what_its_index_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.complaint("Azure/AKS #4506")
+def test_a_known_layer_is_named_and_not_written(tmp_path: Path) -> None:
+    layers = [layer(tmp_path / "one", names=list(FILES)), layer(tmp_path / "two", names=list(FILES)[:2])]
+    settings, known = Settings(entrypoint=("tool",)), [layers[0].digest]
+    identity = write_image(tmp_path / "image.tar", "localhost/x:1", layers, settings)
+    assert write_image(tmp_path / "part.tar", "localhost/x:1", layers, settings, known=known) == identity
+    with tarfile.open(tmp_path / "image.tar") as whole, tarfile.open(tmp_path / "part.tar") as part:
+        assert set(whole.getnames()) - set(part.getnames()) == {"blobs/" + known[0].replace(":", "/")}
+
+
 def test_a_builder_removes_the_same_packages() -> None:
     text = (Path(__file__).resolve().parents[3] / "deploy" / "Containerfile").read_text().replace("\\\n", "")
     assert tuple(tuple(found.split()) for found in re.findall(r"&& \$purge ([^&\n]+)", text)) == UNUSED_PACKAGES
