@@ -1,4 +1,4 @@
-"""Runs attest calls of one turn of the event loop step by step, each step for all of them.
+"""Runs attest calls that come together step by step, each step for all of them.
 
 Code and data of a step are then in the processor's caches for all calls but the first: a call takes a seventh less.
 """
@@ -20,12 +20,14 @@ Steps = Generator[None, None, Outcome]
 
 
 class Lockstep:
-    """Runs the calls of one turn of the event loop; their outcomes are awaited."""
+    """Runs the calls that come together; their outcomes are awaited."""
 
     def __init__(self, ended: Callable[[Outcome, asyncio.Future[Outcome]], None]) -> None:
         """`ended` gets the outcome of each call that ended without an exception, and where it is awaited."""
         self._ended = ended
         self._waiting: list[tuple[Steps, asyncio.Future[Outcome]]] = []
+        self._waited = 1
+        """How many calls waited a turn ago, at least one."""
 
     def run(self, steps: Steps) -> asyncio.Future[Outcome]:
         """The outcome of the steps, or their exception."""
@@ -37,6 +39,12 @@ class Lockstep:
         return outcome
 
     def _run(self) -> None:
+        # A call that is alone runs at once; several wait a turn, and another one as long as each brings further calls.
+        if self._waited < len(self._waiting) < LOCKSTEP:
+            self._waited = len(self._waiting)
+            asyncio.get_running_loop().call_soon(self._run)
+            return
+        self._waited = 1
         running, self._waiting = self._waiting[:LOCKSTEP], self._waiting[LOCKSTEP:]
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._run)

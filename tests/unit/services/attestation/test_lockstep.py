@@ -39,6 +39,23 @@ async def test_each_step_is_taken_for_all_before_the_next() -> None:
     assert seen == ["a0", "b0", "c0", "a1", "c1", "a2", "c2"]
 
 
+async def test_several_calls_wait_while_further_ones_come_in_each_turn() -> None:
+    lockstep, seen = Lockstep(_answer), list[str]()
+    calls = [lockstep.run(_call("a", seen)), lockstep.run(_call("b", seen))]
+    await asyncio.sleep(0)
+    calls.append(lockstep.run(_call("c", seen)))
+    await asyncio.gather(*calls)
+    assert seen == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+async def test_a_call_that_is_alone_does_not_wait() -> None:
+    lockstep, seen = Lockstep(_answer), list[str]()
+    alone = lockstep.run(_call("a", seen))
+    await asyncio.sleep(0)
+    assert seen == ["a0", "a1", "a2"]
+    await alone
+
+
 async def test_others_of_the_event_loop_have_a_turn_after_some_calls() -> None:
     lockstep, seen = Lockstep(_answer), list[str]()
     calls = [lockstep.run(_call(f"{number}.", seen)) for number in range(2 * LOCKSTEP + 1)]
