@@ -118,7 +118,10 @@ def _requirement(match: re.Match[str]) -> Requirement:
     if part["equality"]:
         return Requirement(part["key"], "!=" if part["equality"] == "!=" else "=", frozenset((part["value"],)))
     if part["set"]:
-        return Requirement(part["key"], part["set"], frozenset(word.strip() for word in part["values"].split(",")))
+        words = [word.strip() for word in part["values"].split(",")]
+        if wrong := next((word for word in words if word.split() not in ([], [word])), None):
+            raise _malformed("labelSelector", f"cannot read the value {wrong[:MAX_SHOWN]!r}")
+        return Requirement(part["key"], part["set"], frozenset(words))
     if part["order"]:
         return Requirement(part["key"], part["order"], bound=int(part["bound"]))
     return Requirement(part["key"], "exists")

@@ -99,6 +99,8 @@ LABELS = {"app": "web", "tier": "", "n": "7", "example.com/x": "y", "in": "out"}
         ("absent!=web", True),
         ("absent=", False),
         ("app in (a, web)", True),
+        ("app in ( \n web\t)", True),
+        ("tier in ()", True),
         ("app in (a,b),n=7", False),
         ("app notin (a,b)", True),
         ("absent notin (a)", True),
@@ -119,7 +121,23 @@ def test_selectors_as_kubernetes_decides(text: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["=", "a=b,", ",a", "a b", "a=b c", "a in b", "a in (b", "a=(b)", "a>b", "!", "-a", "a=b;c"]
+    "text",
+    [
+        "=",
+        "a=b,",
+        ",a",
+        "a b",
+        "a=b c",
+        "a in b",
+        "a in (b",
+        "a in (b c)",
+        "a notin (x,b\nc)",
+        "a=(b)",
+        "a>b",
+        "!",
+        "-a",
+        "a=b;c",
+    ],
 )
 def test_selectors_that_are_none(text: str) -> None:
     with pytest.raises(FormatError):

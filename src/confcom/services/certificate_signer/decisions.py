@@ -21,6 +21,7 @@ from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import identity, verify_request
+from confcom.devices.host import check_want
 from confcom.errors import CollateralError, ConfcomError, FormatError
 from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
@@ -88,7 +89,10 @@ class PodPolicies:
         self._parsed: dict[str, tuple[bytes, _Read]] = {}
 
     def of(self, requester: Requester) -> tuple[str, Policy, timedelta]:
-        """The policy file's name, the policy, and the grace for expired collateral; else a `Denial`."""
+        """The policy file's name, the policy, and the grace for expired collateral; else a `Denial`.
+
+        `PlatformUnavailable` for want of descriptors.
+        """
         names = (f"{requester.namespace}.{requester.account}.toml", f"{requester.namespace}.toml")
         for name in names:
             try:
@@ -96,6 +100,7 @@ class PodPolicies:
             except FileNotFoundError:
                 continue
             except OSError as error:
+                check_want(error)
                 raise _unusable(name, error.strerror or type(error).__name__) from error
             return (name, *self._read(name, content))
         raise Denial(

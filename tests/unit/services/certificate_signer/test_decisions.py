@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.errors import CollateralNotFound, ConfigError
+from confcom.errors import CollateralNotFound, ConfigError, PlatformUnavailable
 from confcom.formats import der
 from confcom.formats.arguments import decode_base64
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
@@ -26,9 +26,10 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.pki.chain import TrustRoots
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import make_evidence, signing_request
-from confcom.protocols.certificate_requests import MAX_REQUEST, SIGNER, SigningRequest, name_for, nonce_of
+from confcom.protocols.certificate_requests import MAX_REQUEST, SIGNER, Requester, SigningRequest, name_for, nonce_of
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
+from no_descriptors import no_descriptors
 from running_certificate_signer import enclave, now, policy_of, world
 
 NOW = now()
@@ -431,3 +432,12 @@ def test_evidence_is_for_one_signer(decisions: Decisions) -> None:
     given = nonce(decisions)
     ours = request(signing_request(KEY, make_evidence(enclave(), KEY, given, OTHER)), name_for(given))
     assert denied(decisions, ours)[0] == "EvidenceRefused"
+
+
+def test_without_descriptors_nobody_is_denied(tmp_path: Path) -> None:
+    """The policy could not be opened, so it was said to be unusable, and the pod got no certificate."""
+    (tmp_path / "shop.web.toml").write_text(policy_of())
+    policies, requester = PodPolicies(tmp_path, simulated=True), Requester("shop", "web", "web-1", "4c1a", "")
+    with no_descriptors(), pytest.raises(PlatformUnavailable, match="Too many open files"):
+        policies.of(requester)
+    assert policies.of(requester)[0] == "shop.web.toml"
