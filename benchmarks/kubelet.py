@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.measure import Row, show
 from benchmarks.simulated import simulated_world
 from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT
-from confcom.protocols.dra_objects import API_VERSION, EPC_CLASS, device_class
+from confcom.protocols.epc import DRA_VERSION, EPC_CLASS, device_class
 from confcom.services.device_plugin.epc_in_api import CHECKPOINT
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
@@ -232,7 +232,7 @@ def _fill(cluster: Cluster, how: str, mib: int) -> None:
     if how == "dra":
         request = {"deviceClassName": EPC_CLASS, "capacity": {"requests": {"epc": f"{share}Mi"}}}
         devices = {"requests": [{"name": "epc", "exactly": request}]}
-        template = {"apiVersion": API_VERSION, "kind": "ResourceClaimTemplate", "spec": {"spec": {"devices": devices}}}
+        template = {"apiVersion": DRA_VERSION, "kind": "ResourceClaimTemplate", "spec": {"spec": {"devices": devices}}}
         objects = [template | {"metadata": {"name": "share", "namespace": NAMESPACE}}, *objects]
     cluster.kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": objects})
     wait(lambda: _running(cluster) == HOLDERS, 90)

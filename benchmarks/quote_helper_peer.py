@@ -27,7 +27,7 @@ from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.protocols.aesm import GetQuoteExRequest
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
-from confcom.services.quote_helper.request_log import RequestLog
+from confcom.services.quote_helper.telemetry import RequestLog
 
 OURS = "ours"
 Commands = dict[str, list[Path]]

@@ -28,7 +28,7 @@ from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.protocols.epc import EpcNode, parse_pod
 from confcom.services.metrics.page import EpcMetrics, Kind, Seen, put_together
 from confcom.services.quote_helper.connection import RequestEvent
-from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
+from confcom.services.quote_helper.telemetry import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of
 
 MIB = 1 << 20

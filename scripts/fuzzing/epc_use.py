@@ -20,8 +20,7 @@ from confcom.devices.processes import (
 )
 from confcom.errors import FormatError
 from confcom.protocols.custom_metrics import parse_samples
-from confcom.protocols.dra_objects import DRIVER, claimed_epc
-from confcom.protocols.epc import CANONICAL, parse_node, parse_pod
+from confcom.protocols.epc import CANONICAL, DRA_DRIVER, claimed_epc, parse_node, parse_pod
 
 _KNOWN = ((0, 0x2B, 7),)
 _POD, _CONTAINER = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4
@@ -77,7 +76,7 @@ def process_file_seeds() -> list[bytes]:
     ]
 
 
-_RESULT = {"driver": DRIVER, "request": "r", "pool": "n1", "device": "epc", "consumedCapacity": {"epc": "10Mi"}}
+_RESULT = {"driver": DRA_DRIVER, "request": "r", "pool": "n1", "device": "epc", "consumedCapacity": {"epc": "10Mi"}}
 
 
 def api_objects(data: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import CONFINED, QUOTE, job, one_container, pod
-from confcom.protocols.dra_objects import EPC_CLASS
+from confcom.protocols.epc import EPC_CLASS
 from kubectl import Kubectl
 from measured_use import MIB, events, top
 from relying_party import RelyingParty, quote_in

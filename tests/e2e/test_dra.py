@@ -10,7 +10,7 @@ import pytest
 from cluster_addon import Addon
 from cluster_jobs import EPC, one_container, pod
 from cluster_plugin import NAMESPACE, ClusterPlugin, own_cluster, restart_kubelet
-from confcom.protocols.dra_objects import EPC_CLASS, PROVISION_CLASS, device_class
+from confcom.protocols.epc import EPC_CLASS, PROVISION_CLASS, device_class
 from kubectl import Kubectl
 
 pytestmark = pytest.mark.claims

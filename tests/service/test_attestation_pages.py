@@ -451,7 +451,7 @@ def test_what_is_no_page_and_what_fails_are_answered_by_a_page(
         def broken(*_: object) -> None:
             raise RuntimeError("a secret of the service")
 
-        monkeypatch.setattr("confcom.services.attestation.examination.inspect", broken)
+        monkeypatch.setattr("confcom.services.attestation.pages.inspect", broken)
         answer = shown(browser.post(evidence="x"), 500, "the service failed; its log says why")
         assert "secret" not in answer.body.decode()
 

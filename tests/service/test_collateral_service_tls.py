@@ -17,7 +17,7 @@ from confcom.cli.root import run
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.collateral_service import CollateralServiceConfig
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import SEED, Clock, RecordedUpstream, RunningService

@@ -12,7 +12,7 @@ from confcom.appraisal.inspection.explain import inspect
 from confcom.cli.policy import read_recorded
 from confcom.collateral.bundle import from_json
 from confcom.errors import ConfcomError
-from confcom.services.attestation.administration import _certificate_request
+from confcom.services.attestation.administrators import _certificate_request
 from confcom.tokens.azure import AzureError
 from confcom.tokens.verification import KeySet
 

@@ -21,10 +21,10 @@ from confcom.manifests.objects import (
 )
 from confcom.manifests.simulated import WORLD_SECRET
 from confcom.protocols.custom_metrics import GROUP
-from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.epc import (
     BOOT_ANNOTATION,
     CANONICAL,
+    DRA_DRIVER,
     ENCLAVE,
     HELPER,
     HELPER_EPC,
@@ -132,7 +132,7 @@ def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, s
     for claim in claims:
         status = claim.get("status") or {}
         results = ((status.get("allocation") or {}).get("devices") or {}).get("results") or []
-        if any(result.get("driver") == DRIVER for result in results):
+        if any(result.get("driver") == DRA_DRIVER for result in results):
             found |= {(claim["metadata"]["namespace"], one["name"]) for one in status.get("reservedFor") or []}
     return frozenset(found)
 

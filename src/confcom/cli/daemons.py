@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from confcom.pki.chain import TrustRoots
     from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
     from confcom.services.collateral.cache import Upstream
-    from confcom.services.collateral.service_config import CollateralServiceConfig
+    from confcom.services.collateral.collateral_service import CollateralServiceConfig
     from confcom.services.device_plugin.plugin import DevicePluginConfig
     from confcom.services.metrics.exporter import MetricsConfig
     from confcom.services.metrics_api.metrics_api import MetricsApiConfig
@@ -154,7 +154,7 @@ def quote_helper(config: QuoteHelperConfig) -> None:
     import gc
 
     from confcom.services.quote_helper import helper
-    from confcom.services.quote_helper.request_log import RequestLog
+    from confcom.services.quote_helper.telemetry import RequestLog
     from confcom.services.runtime.process import restart_when_killed
     from confcom.wiring import choose_platform, open_platform, self_test_kit
 
@@ -352,7 +352,7 @@ def certificate_signer(config: CertificateSignerConfig) -> None:
 
 @daemon(
     "collateral-service",
-    "confcom.services.collateral.service_config:CollateralServiceConfig",
+    "confcom.services.collateral.collateral_service:CollateralServiceConfig",
     extras="services",
     name="serve",
     debug="Log every request, those answered from memory aside.",

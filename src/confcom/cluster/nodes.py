@@ -42,12 +42,12 @@ from confcom.cluster.client import (
 )
 from confcom.errors import ClusterError, FormatError
 from confcom.protocols.custom_metrics import MAX_PAGE, ScaledPod, parse_scaled_pod
-from confcom.protocols.dra_objects import claimed_epc
 from confcom.protocols.epc import (
     CANONICAL,
     EpcNode,
     EpcPod,
     NodeStatus,
+    claimed_epc,
     parse_node,
     parse_pod,
     requested_epc,

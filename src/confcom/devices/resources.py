@@ -36,14 +36,18 @@ from confcom.devices.sgx_node import (
 )
 from confcom.errors import PlatformUnavailable, PolicyError, RemoteProtocolError
 from confcom.protocols.aesm import FOLDER, SOCKET, VARIABLE
-from confcom.protocols.dra_objects import (
+from confcom.protocols.epc import (
+    CANONICAL,
+    ENCLAVE,
     EPC_CAPACITY,
+    HELPER,
+    HELPER_EPC,
     HOLDERS_CAPACITY,
     KIND_ATTRIBUTE,
+    PROVISION,
     AllocatedDevice,
     SharedDevice,
 )
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 from confcom.protocols.kubelet import ContainerAllocateResponse, Holder, ListAndWatchResponse, Mount, list_devices
 
 SIZE_VARIABLE = "SGX_EPC_MIB"

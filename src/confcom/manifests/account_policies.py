@@ -21,8 +21,16 @@ from confcom.manifests.objects import (
     global_object,
     number,
 )
-from confcom.protocols import dra_objects
-from confcom.protocols.epc import BOOT_ANNOTATION, CANONICAL, HELPER_EPC, OVERCOMMIT_LABEL, PROVISION, TRUE_SIZE_LABEL
+from confcom.protocols.epc import (
+    BOOT_ANNOTATION,
+    CANONICAL,
+    DRA_DRIVER,
+    HELPER_EPC,
+    MAX_SLICE_NAME,
+    OVERCOMMIT_LABEL,
+    PROVISION,
+    TRUE_SIZE_LABEL,
+)
 
 EVENTS_CONTROLLER = "confcom.dev/metrics"
 """The reporting controller of the events that the exporter of EPC use writes."""
@@ -91,7 +99,7 @@ def own_marks(resources: Iterable[str]) -> list[Object]:
 
 def own_slices() -> list[Object]:
     """The device plugin writes the ResourceSlice of its own node, pool and driver, under its own name."""
-    driver, longest = dra_objects.DRIVER, dra_objects.MAX_NAME - len(dra_objects.DRIVER) - 1
+    driver, longest = DRA_DRIVER, MAX_SLICE_NAME - len(DRA_DRIVER) - 1
     node, deleted = "variables.written.spec.nodeName", "request.operation == 'DELETE'"
     named = f"size({node}) > {longest} || object.metadata.name == {node} + '-{driver}'"
     owners = f"variables.owners.all(o, o.kind == 'Node' && o.apiVersion == 'v1' && o.name == {node})"

@@ -19,8 +19,8 @@ from confcom.manifests.objects import (
     host_path,
     rule,
 )
-from confcom.protocols import aesm, dra_objects
-from confcom.protocols.epc import HELPER_EPC
+from confcom.protocols import aesm
+from confcom.protocols.epc import DRA_VERSION, EPC_CAPACITY, EPC_CLASS, HELPER_EPC, PROVISION_CLASS, device_class
 
 _DRA = "resource.k8s.io"
 KUBELET = "/var/lib/kubelet"
@@ -69,8 +69,8 @@ def device_plugin(config: AddonConfig) -> list[Object]:
 def _device_classes() -> list[Object]:
     """The classes by which claims find EPC and the provisioning device."""
     found: list[Object] = [
-        dra_objects.device_class(dra_objects.EPC_CLASS, "epc"),
-        dra_objects.device_class(dra_objects.PROVISION_CLASS, "provision"),
+        device_class(EPC_CLASS, "epc"),
+        device_class(PROVISION_CLASS, "provision"),
     ]
     for one in found:
         one["metadata"]["labels"] = objects.labels(DEVICE_PLUGIN.component)
@@ -79,12 +79,12 @@ def _device_classes() -> list[Object]:
 
 def trial_claim() -> Object:
     """A template of a claim of 1 MiB, to find out whether a cluster keeps the amount."""
-    amount = {"requests": {dra_objects.EPC_CAPACITY: "1Mi"}}
-    request = {"name": "epc", "exactly": {"deviceClassName": dra_objects.EPC_CLASS, "capacity": amount}}
+    amount = {"requests": {EPC_CAPACITY: "1Mi"}}
+    request = {"name": "epc", "exactly": {"deviceClassName": EPC_CLASS, "capacity": amount}}
     spec = {"spec": {"devices": {"requests": [request]}}}
     # A namespace that every cluster has: the add-on's own may not be there yet.
     metadata = {"name": "confcom-trial", "namespace": "default"}
-    return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
+    return {"apiVersion": DRA_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
 
 
 def _folders(config: AddonConfig) -> list[Mounted]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from confcom.collateral.platform_collateral import JsonWalk
 from confcom.errors import FormatError
-from confcom.formats.json_walk import JsonWalk
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

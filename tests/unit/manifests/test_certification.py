@@ -11,7 +11,7 @@ from confcom.errors import ConfigError
 from confcom.manifests.addon import remarks, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
-from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.collateral_service import CollateralServiceConfig
 from confcom.services.runtime import certificates
 
 SERVICE = "https://confcom-collateral.confcom-system.svc:8081"

@@ -22,7 +22,7 @@ from confcom.services.collateral.collateral_service import CollateralServiceConf
 from confcom.services.device_plugin.plugin import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
 from confcom.services.metrics_api.metrics_api import MetricsApiConfig
-from confcom.services.quote_helper.helper_config import QuoteHelperConfig
+from confcom.services.quote_helper.helper import QuoteHelperConfig
 from confcom.services.runtime.process import load
 from confcom.services.webhook.webhook import WebhookConfig
 

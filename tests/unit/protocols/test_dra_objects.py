@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from confcom.errors import FormatError
-from confcom.protocols.dra_objects import (
-    DRIVER,
+from confcom.protocols.epc import (
+    DRA_DRIVER,
     EPC_CLASS,
     AllocatedDevice,
     SharedDevice,
@@ -69,7 +69,7 @@ def test_a_device_with_room_for_one_step_has_no_policy() -> None:
 
 
 def test_the_name_of_a_slice_is_short_enough_and_tells_nodes_apart() -> None:
-    assert slice_name("worker-1") == f"worker-1-{DRIVER}"
+    assert slice_name("worker-1") == f"worker-1-{DRA_DRIVER}"
     long = [slice_name("n" * 252 + end) for end in "ab"]
     assert len(set(long)) == 2
     assert all(len(name) <= 253 for name in long)
@@ -85,12 +85,12 @@ def test_allocations_are_read_whatever_the_spelling() -> None:
     results = [
         {"driver": "other", "pool": "n", "device": "d", "request": "r"},
         {
-            "driver": DRIVER,
+            "driver": DRA_DRIVER,
             "pool": "n",
             "device": "epc",
             "request": "main/first",
             "shareID": "s",
-            "consumedCapacity": {f"{DRIVER}/epc": "1Gi"},
+            "consumedCapacity": {f"{DRA_DRIVER}/epc": "1Gi"},
         },
     ]
     claim = {"status": {"allocation": {"devices": {"results": results}}}}
@@ -109,12 +109,12 @@ def test_epc_of_a_claim_is_what_our_driver_gave() -> None:
         return {"driver": driver, "pool": "n", "device": "d", "request": "r", "consumedCapacity": capacity} | more
 
     results = [
-        result(DRIVER, {"epc": "10Mi"}),
-        result(DRIVER, {f"{DRIVER}/epc": "1Mi"}),
-        result(DRIVER, {"holders": "1"}),
+        result(DRA_DRIVER, {"epc": "10Mi"}),
+        result(DRA_DRIVER, {f"{DRA_DRIVER}/epc": "1Mi"}),
+        result(DRA_DRIVER, {"holders": "1"}),
         # A device of another driver may call its memory so too, and admin access brings no EPC.
         result("gpu.example.com", {"epc": "4Gi"}),
-        result(DRIVER, {"epc": "2Mi"}, adminAccess=True),
+        result(DRA_DRIVER, {"epc": "2Mi"}, adminAccess=True),
     ]
     assert claimed_epc({"status": {"allocation": {"devices": {"results": results}}}}) == 11 * MIB
     assert claimed_epc({"metadata": {"name": "c"}}) == 0

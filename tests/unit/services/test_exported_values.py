@@ -16,7 +16,7 @@ from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.device_plugin.kubelet_plugin import PluginEvent
 from confcom.services.device_plugin.plugin import DevicePluginMetrics
-from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
+from confcom.services.quote_helper.telemetry import QuoteHelperMetrics
 from confcom.services.runtime.status_page import Reading, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, TlsFiles
 from confcom.services.webhook.webhook import WebhookMetrics

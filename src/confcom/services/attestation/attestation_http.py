@@ -27,13 +27,13 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 
 from confcom.errors import CollateralError, ConfcomError, ConfigError, DatabaseError, DatabaseUnavailable
-from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import (
     ASK_AGAIN,
     Administrator,
     Administrators,
     IssuerUnavailable,
     NotAnAdministrator,
+    PolicyAdministration,
 )
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import AttestationStore, AuditWriter, RecordFilter, Row, as_line

@@ -27,8 +27,7 @@ from confcom.formats.arguments import parse_http_url, parse_tcp_address
 from confcom.pki.chain import TrustRoots, simulated_world
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.protocols.pcs import parse_update
-from confcom.services.attestation.administration import PolicyAdministration
-from confcom.services.attestation.administrators import Administrators, TokenHash
+from confcom.services.attestation.administrators import Administrators, PolicyAdministration, TokenHash
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_store import (
@@ -38,8 +37,7 @@ from confcom.services.attestation.attestation_store import (
     AttestationStore,
     AuditWriter,
 )
-from confcom.services.attestation.examination import Examiner
-from confcom.services.attestation.pages import Pages
+from confcom.services.attestation.pages import Examiner, Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.allowances import parse_networks
 from confcom.services.runtime.certificates import CertificateMetrics, TlsSettings, kept_certificate

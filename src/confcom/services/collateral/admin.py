@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
 
 import msgspec
 import structlog
@@ -51,10 +51,12 @@ from confcom.services.collateral.answers import (
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Refresher, RefreshReport
-from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import SET, Routes
 from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.http_server import BODY_RATE, Send
+
+if TYPE_CHECKING:
+    from confcom.services.collateral.collateral_service import CollateralServiceConfig
 
 REGISTRATION = "platform registration"
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 
@@ -30,10 +30,12 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
-from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import Allowance
 from confcom.services.runtime.process import Overloaded, WorkerThreads
+
+if TYPE_CHECKING:
+    from confcom.services.collateral.collateral_service import CollateralServiceConfig
 
 T = TypeVar("T")
 MAX_REMEMBERED_FAILURES = 4096

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,9 +19,11 @@ from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
-from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.process import Overloaded, wait_for
+
+if TYPE_CHECKING:
+    from confcom.services.collateral.collateral_service import CollateralServiceConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,16 +25,20 @@ from confcom.devices.resources import DraDevices, EpcUnits
 from confcom.devices.sgx_node import EpcPool, SgxNode, is_unit, numa_node_of
 from confcom.errors import ConfcomError, FormatError, PlatformUnavailable
 from confcom.input_file import read_bounded
-from confcom.protocols.dra_objects import (
-    DRIVER,
+from confcom.protocols.epc import (
+    BOOT_ANNOTATION,
+    DRA_DRIVER,
+    OVERCOMMIT_LABEL,
+    TRUE_SIZE_LABEL,
+    NodeStatus,
     SharedDevice,
     lost_sharing,
+    parse_quantity,
     resource_slice,
     slice_devices,
     slice_generation,
     slice_name,
 )
-from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus, parse_quantity
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.kubelet_plugin import Observer, PluginEvent
 from confcom.services.runtime.process import Reconciler
@@ -303,7 +307,7 @@ class DevicesInApi(InApi[_Found, tuple[SharedDevice, ...]]):
         self._generation = 0
         self._held: Mapping[int | None, int] = {}
         self._held_back = "the kubelet has not said yet who holds EPC"
-        super().__init__("resource slice", DRIVER, units, node, slices.watch, config, observe)
+        super().__init__("resource slice", DRA_DRIVER, units, node, slices.watch, config, observe)
 
     def _offer(self) -> tuple[SharedDevice, ...]:
         pool = self._units.pool(self._node)

@@ -27,7 +27,7 @@ from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet
 from confcom.protocols import kubelet as k
-from confcom.protocols.dra_objects import DRIVER, allocated_devices
+from confcom.protocols.epc import DRA_DRIVER, allocated_devices
 from confcom.services.device_plugin.grpc import GrpcSocket, Handlers, call
 from confcom.services.runtime.process import wait_for
 
@@ -440,9 +440,9 @@ class ResourceServer:
         return k.Empty()
 
 
-CDI_KIND = f"{DRIVER}/claim"
-CDI_PREFIX = f"{DRIVER}-claim"
-CLAIM_ANNOTATION = f"{DRIVER}/claim"
+CDI_KIND = f"{DRA_DRIVER}/claim"
+CDI_PREFIX = f"{DRA_DRIVER}-claim"
+CLAIM_ANNOTATION = f"{DRA_DRIVER}/claim"
 HEALTH_AGAIN = 30.0
 """Seconds after which the kubelet gets health that has not changed again."""
 HEALTH_COUNTS = 120
@@ -462,7 +462,7 @@ class ClaimServer:
         folder: CdiFolder,
         observe: Observer,
     ) -> None:
-        self.name = DRIVER
+        self.name = DRA_DRIVER
         self.endpoint = "dra"
         self.streams = KubeletStreams()
         self._pool = pool
@@ -475,7 +475,7 @@ class ClaimServer:
         self._turns = asyncio.Lock()
         # By this process or by one before it.
         self._prepared = set(folder.uids())
-        observe(PluginEvent("claims.known", DRIVER, {"prepared": len(self._prepared)}))
+        observe(PluginEvent("claims.known", DRA_DRIVER, {"prepared": len(self._prepared)}))
 
     @property
     def unhealthy_reason(self) -> str:
@@ -485,7 +485,7 @@ class ClaimServer:
     def info(self, path: str) -> kubelet.PluginInfo:
         """What serves at our socket."""
         return kubelet.PluginInfo(
-            type=kubelet.DRA_PLUGIN_TYPE, name=DRIVER, endpoint=path, supported_versions=[kubelet.DRA_SERVICE]
+            type=kubelet.DRA_PLUGIN_TYPE, name=DRA_DRIVER, endpoint=path, supported_versions=[kubelet.DRA_SERVICE]
         )
 
     def handlers(self) -> Handlers:
@@ -580,4 +580,4 @@ class ClaimServer:
 
     def _report(self, name: str, claim: kubelet.Claim, *, warning: bool = False, **fields: object) -> None:
         held = {"claim": f"{claim.namespace}/{claim.name}", "uid": claim.uid, "prepared": len(self._prepared)}
-        self._observe(PluginEvent(name, DRIVER, held | fields, warning))
+        self._observe(PluginEvent(name, DRA_DRIVER, held | fields, warning))

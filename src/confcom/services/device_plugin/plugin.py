@@ -47,8 +47,7 @@ from confcom.devices.sgx_node import (
     find_sgx,
 )
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
-from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
+from confcom.protocols.epc import CANONICAL, DRA_DRIVER, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 from confcom.services.device_plugin.epc_in_api import DevicesInApi, EpcInNodeStatus, InApi
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.kubelet_plugin import (
@@ -423,7 +422,7 @@ class DevicePlugin:
     def summary(self) -> str:
         """The plan as one line."""
         pool = self._units.pool(self._node)
-        what = DRIVER if self.choice.name == "dra" else self._config.resource
+        what = DRA_DRIVER if self.choice.name == "dra" else self._config.resource
         return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
 
     def actors(self) -> list[Coroutine[Any, Any, None]]:
@@ -496,9 +495,9 @@ class DevicePlugin:
         claims = KubeResourceClaims(kubeconfig=config.kubeconfig)
         folder = CdiFolder(Path(config.cdi_dir), CDI_PREFIX)
         server = ClaimServer(config.node_name, devices, names, node, claims, folder, observe)
-        slices = KubeResourceSlices(config.node_name, DRIVER, kubeconfig=config.kubeconfig)
+        slices = KubeResourceSlices(config.node_name, DRA_DRIVER, kubeconfig=config.kubeconfig)
         return [
-            RegistryRegistration(server, config, observe, self._registered(DRIVER)),
+            RegistryRegistration(server, config, observe, self._registered(DRA_DRIVER)),
             DevicesInApi(devices, self._units, node, slices, config, observe),
             status,
         ]

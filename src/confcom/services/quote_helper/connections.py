@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,12 +28,14 @@ from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA, GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation
-from confcom.services.quote_helper.helper_config import QuoteHelperConfig
-from confcom.services.quote_helper.helper_metrics import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting
 from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
+from confcom.services.quote_helper.telemetry import EnclaveInventory, QuoteHelperMetrics
 from confcom.services.runtime.listener import FairQueue, Want, available_descriptors
+
+if TYPE_CHECKING:
+    from confcom.services.quote_helper.helper import QuoteHelperConfig
 
 ACCEPT_BATCH = 8
 """Connections accepted before other work gets its turn: longer batches keep good clients waiting in a flood."""

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from confcom.formats.sgx import ReportBody
 from confcom.protocols.custom_metrics import Sample, parse_samples
-from confcom.services.quote_helper.helper_metrics import MAX_ENCLAVES, MAX_PER_PEER, EnclaveInventory
 from confcom.services.quote_helper.peers import OURSELVES
+from confcom.services.quote_helper.telemetry import MAX_ENCLAVES, MAX_PER_PEER, EnclaveInventory
 
 ENCLAVES = "confcom_quote_helper_enclave_quotes_total"
 LAST = "confcom_quote_helper_enclave_last_quote_timestamp_seconds"

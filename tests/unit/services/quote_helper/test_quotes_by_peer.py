@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from confcom.services.quote_helper.connection import RequestEvent
-from confcom.services.quote_helper.helper_metrics import MAX_PEERS, OTHERS, QuoteHelperMetrics
 from confcom.services.quote_helper.peers import OURSELVES
+from confcom.services.quote_helper.telemetry import MAX_PEERS, OTHERS, QuoteHelperMetrics
 
 
 class Counted:

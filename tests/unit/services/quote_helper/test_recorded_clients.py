@@ -8,7 +8,7 @@ import pytest
 
 from confcom.protocols.aesm import NEED_DATA, IncompleteRequest, ServerConnection
 from confcom.services.quote_helper.broker import AesmBroker, PlatformCall
-from confcom.services.quote_helper.recorded_clients import RECORDED, Material, RecordedRequest, replay
+from confcom.services.quote_helper.self_test import RECORDED, Material, RecordedRequest, replay
 from recording_platform import QUOTE_SIZE, TARGET_INFO, RecordingPlatform
 
 MATERIAL = Material(report=bytes(432), target_info=bytes(TARGET_INFO), quote_size=QUOTE_SIZE, accepted=True)

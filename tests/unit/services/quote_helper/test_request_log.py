@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from confcom.protocols.aesm_status import AesmStatus
-from confcom.services.quote_helper import request_log
+from confcom.services.quote_helper import telemetry
 from confcom.services.quote_helper.connection import RequestEvent
-from confcom.services.quote_helper.request_log import BURST, MAX_PEERS, RATE, RequestLog
+from confcom.services.quote_helper.telemetry import BURST, MAX_PEERS, RATE, RequestLog
 
 
 def event(number: int, kind: str | None = "GetQuoteEx", **changes: object) -> RequestEvent:
@@ -26,7 +26,7 @@ def read(written: list[bytes]) -> list[dict[str, Any]]:
 
 
 def test_every_event_becomes_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_log, "BURST", 2500)
+    monkeypatch.setattr(telemetry, "BURST", 2500)
     written: list[bytes] = []
     log = RequestLog(write=written.append)
     for number in range(2500):
@@ -88,9 +88,9 @@ def test_silent_visits_are_for_debugging() -> None:
 
 
 def test_a_reader_that_does_not_read_holds_up_nobody_and_losses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_log, "MAX_LINES", 100)
-    monkeypatch.setattr(request_log, "BURST", 1000)
-    monkeypatch.setattr(request_log, "FLUSH_AFTER", 0.01)
+    monkeypatch.setattr(telemetry, "MAX_LINES", 100)
+    monkeypatch.setattr(telemetry, "BURST", 1000)
+    monkeypatch.setattr(telemetry, "FLUSH_AFTER", 0.01)
     written: list[bytes] = []
     reading = threading.Event()
 
@@ -144,7 +144,7 @@ def test_one_peers_flood_leaves_the_lines_of_others_and_is_summed_up() -> None:
 
 
 def test_ever_new_peers_share_what_is_left_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_log, "BURST", 2)
+    monkeypatch.setattr(telemetry, "BURST", 2)
     written: list[bytes] = []
     log = RequestLog(write=written.append, monotonic=lambda: 0.0)
     for number in range(MAX_PEERS + 100):

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from confcom.errors import CollateralUnavailable, ReportRejected
 from confcom.platforms.interface import Platform
-from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.quote_helper.self_test import ClientQuote, SelfTest, SelfTestKit, SelfTestResult
+from confcom.services.quote_helper.telemetry import QuoteHelperMetrics
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from recording_platform import RecordingPlatform

@@ -21,7 +21,7 @@ from confcom import input_file
 from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.services.attestation.attestation_service import AttestationServiceConfig
 from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
-from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.collateral_service import CollateralServiceConfig
 from confcom.services.device_plugin.plugin import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
 from confcom.services.metrics_api.metrics_api import MetricsApiConfig
