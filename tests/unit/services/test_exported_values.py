@@ -13,7 +13,7 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, ConfigError
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation.attestation_store import AttestationStore
-from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.collateral.collateral_service import CollateralMetrics
 from confcom.services.device_plugin.kubelet_plugin import PluginEvent
 from confcom.services.device_plugin.plugin import DevicePluginMetrics
 from confcom.services.quote_helper.telemetry import QuoteHelperMetrics

@@ -30,12 +30,11 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
-from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import Allowance
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
 if TYPE_CHECKING:
-    from confcom.services.collateral.collateral_service import CollateralServiceConfig
+    from confcom.services.collateral.collateral_service import CollateralMetrics, CollateralServiceConfig
 
 T = TypeVar("T")
 MAX_REMEMBERED_FAILURES = 4096

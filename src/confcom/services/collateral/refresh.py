@@ -19,11 +19,10 @@ from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
-from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.process import Overloaded, wait_for
 
 if TYPE_CHECKING:
-    from confcom.services.collateral.collateral_service import CollateralServiceConfig
+    from confcom.services.collateral.collateral_service import CollateralMetrics, CollateralServiceConfig
 
 
 @dataclass(frozen=True, slots=True)

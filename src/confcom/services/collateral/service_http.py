@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
@@ -39,10 +40,12 @@ from confcom.services.collateral.answers import (
 )
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
-from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.process import Overloaded
+
+if TYPE_CHECKING:
+    from confcom.services.collateral.collateral_service import CollateralMetrics
 
 STALE_FOR = 5.0
 """Seconds that a stale answer is repeated from memory before upstream may be asked again."""
