@@ -207,13 +207,14 @@ def _signature_of(private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | Held
     return private.sign_jws
 
 
-def joined(*objects: bytes) -> bytes:
-    """JSON of one object with the members of several, each written without blanks; no name may stand in two."""
-    return b"{%b}" % b",".join(written[1:-1] for written in objects if written != b"{}")
+def joined(first: bytes, second: bytes) -> bytes:
+    """JSON of one object with the members of two, each written without blanks; no name may stand in both."""
+    between = b"" if b"{}" in (first, second) else b","
+    return first[:-1] + between + second[1:]
 
 
 def _signed_part(header: Mapping[str, Any], claims: Claims) -> str:
-    return ".".join(encode_base64url(msgspec.json.encode(part)) for part in (header, claims))
+    return f"{encode_base64url(msgspec.json.encode(header))}.{encode_base64url(msgspec.json.encode(claims))}"
 
 
 @lru_cache(maxsize=64)

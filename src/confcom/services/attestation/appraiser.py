@@ -344,7 +344,6 @@ class Appraiser:
             checks = check_custom_claims(evidence)
         except NOT_AUTHENTIC as error:
             raise Refused(failed(error, evidence=evidence, source=collateral.source)) from None
-        yield
         if known is None or verified.stale:
             basis = Basis(verified, platform, collateral, rules)
             known = self._known_of(basis, evidence, checks, str(decides), wrapping, not policy.draft)

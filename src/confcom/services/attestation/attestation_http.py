@@ -203,10 +203,10 @@ class AttestationApp:
         self._app = Starlette(routes=routes, exception_handlers=handlers)
         self._app.router.redirect_slashes = False
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:  # noqa: ANN401 - ASGI
         """Answer one request."""
         call = self._calls.get(scope["path"]) if scope["method"] == "POST" else None
-        await (self._app if call is None else call)(scope, receive, send)
+        return (self._app if call is None else call)(scope, receive, send)
 
     def answered(self, scope: Message) -> None:
         """Stop counting the body of a request that has ended."""
