@@ -197,22 +197,17 @@ class VerifiedCollateral(Proof):
 
     def __post_init__(self, proof: object) -> None:
         Proof.__post_init__(self, proof)
-        ends = [one.next_update for one in (self.tcb_info, self.qe_identity, self.pck_crl, self.root_ca_crl)]
-        ends += [chain.valid_until for chain in (self.pck_ca_chain, self.tcb_signing, self.qe_signing)]
-        object.__setattr__(self, "valid_from", max(self._issued()))
-        object.__setattr__(self, "valid_until", min(ends))
-
-    def _issued(self) -> list[datetime]:
-        """Since when each item is valid."""
-        issued = [self.tcb_info.issue_date, self.qe_identity.issue_date]
-        issued += [self.pck_crl.this_update, self.root_ca_crl.this_update]
-        chains = self.pck_ca_chain, self.tcb_signing, self.qe_signing
-        return issued + [certificate.not_before for chain in chains for certificate in chain.certificates]
+        info, identity, pck, root = self.tcb_info, self.qe_identity, self.pck_crl, self.root_ca_crl
+        ca, signing, other = self.pck_ca_chain, self.tcb_signing, self.qe_signing
+        begin = max(info.issue_date, identity.issue_date, pck.this_update, root.this_update)
+        end = min(info.next_update, identity.next_update, pck.next_update, root.next_update)
+        object.__setattr__(self, "valid_from", max(begin, ca.valid_from, signing.valid_from, other.valid_from))
+        object.__setattr__(self, "valid_until", min(end, ca.valid_until, signing.valid_until, other.valid_until))
 
     @property
     def earliest_issue(self) -> datetime:
         """Since when the oldest item is valid."""
-        return min(self._issued())
+        return min(window.not_before for window in self.windows)
 
     def __repr__(self) -> str:
         end = f"{self.earliest_expiration:%Y-%m-%d}"
@@ -317,23 +312,27 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known
         # (4)
         part, step, what = "pck_crl", "collateral-pck-crl", "the PCK CRL"
         pck_crl.verify_signature(pck_ca.leaf, step=step, what=what, known=known)
-        # (5), (7)
+        # (5)
         part, step, what = "tcb_info", "collateral-tcb-info-signature", "the TCB info"
         signature, digest = content.tcb_info.signature, content.tcb_info_digest
         verify_ecdsa(tcb_signing.leaf, signature, digest, step=step, what=what, known=known)
-        tcb_info = content.documents[0] if content.documents else content.tcb_info.tcb_info()
-        # (6), (7)
+        # (6)
         part, step, what = "qe_identity", "collateral-qe-identity-signature", "the QE identity"
         signature, digest = content.qe_identity.signature, content.qe_identity_digest
         verify_ecdsa(qe_signing.leaf, signature, digest, step=step, what=what, known=known)
-        qe_identity = content.documents[1] if content.documents else content.qe_identity.enclave_identity()
+        # (7)
+        if content.documents is None:
+            part = "tcb_info"
+            tcb_info = content.tcb_info.tcb_info()
+            part = "qe_identity"
+            qe_identity = content.qe_identity.enclave_identity()
+            content.documents = tcb_info, qe_identity
+            _CONTENTS.add(content.statement, content, exact=content.exact, wrapping=content.wrapping)
     except (FormatError, VerificationError) as error:
         if part == "pck_crl_issuer_chain" and isinstance(error, RevokedError):
             raise  # it speaks against the platforms that the PCK CA certified
         raise CollateralInvalid.of(error, collateral.place(part)) from error
-    if content.documents is None:
-        content.documents = tcb_info, qe_identity
-        _CONTENTS.add(content.statement, content, exact=content.exact, wrapping=content.wrapping)
+    tcb_info, qe_identity = content.documents
     return VerifiedCollateral(
         tcb_info=tcb_info,
         qe_identity=qe_identity,

@@ -89,7 +89,7 @@ def converge(*statuses: TcbStatus) -> TcbStatus:
     """The status of platform, QE and TDX module together (Intel's convergence table)."""
     if TcbStatus.REVOKED in statuses:
         return TcbStatus.REVOKED
-    parts = frozenset[str]().union(*(_PARTS[status] for status in statuses))
+    parts = frozenset[str]().union(*map(_PARTS.__getitem__, statuses))
     # Intel has no status for "out of date and hardening needed": being out of date says it all.
     return _WHOLE[parts - {"hardening"} if "old" in parts else parts]
 

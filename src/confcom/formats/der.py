@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 
 import msgspec
 
@@ -30,6 +31,8 @@ CUT_OFF = "the bytes end before the DER does: they are cut off, or no DER"
 
 Element = tuple[int, bytes, bytes]
 """Tag, content, and both with the length between them."""
+TAG = itemgetter(0)
+"""The tag of an element."""
 
 
 class DerError(ValueError):
@@ -64,32 +67,31 @@ def elements(data: bytes) -> list[Element]:
 
 
 def _long_length(data: bytes) -> int:
-    size, length = len(data), int.from_bytes(data)
-    if not 0 < size <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (size - 1) == 0:
+    length = int.from_bytes(data)
+    if length < 0x80 or data[0] == 0 or len(data) > _MAX_SIZE_OF_LENGTH:
         raise DerError("the bytes are not its DER: a length is not in its shortest form")
     return length
 
 
 def content_of(data: bytes, tag: int, place: str) -> bytes:
     """The content of the one element in `data`."""
-    size = len(data)
-    if size < 2:
+    start, size = 2, len(data) - 2
+    if size < 0:
         raise DerError(CUT_OFF)
-    length, start = data[1], 2
+    length = data[1]
     if length > 0x7F:
         start += length & 0x7F
         length = _long_length(data[2:start])
-    if start + length > size:
-        raise DerError(CUT_OFF)
-    if start + length < size or data[0] != tag:
-        raise DerError.at(place)
+        size = len(data) - start
+    if length != size or data[0] != tag:
+        raise DerError(CUT_OFF) if length > size else DerError.at(place)
     return data[start:]
 
 
 def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
     """The members of the one SEQUENCE in `data`; exactly these tags, if any are given."""
     members = elements(content_of(data, SEQUENCE, place))
-    if tags and tags != tuple([tag for tag, _, _ in members]):
+    if tags and tags != tuple(map(TAG, members)):
         raise DerError.at(place)
     return members
 
@@ -234,7 +236,7 @@ def read_signed(data: bytes) -> Signed:
     # The count of unused bits is not signed.
     if not bits.startswith(b"\0"):
         raise DerError("the signature is not whole bytes")
-    return Signed(members, bytes([tag for tag, _, _ in members]), signed, algorithm, bits[1:])
+    return Signed(members, bytes(map(TAG, members)), signed, algorithm, bits[1:])
 
 
 TWO_ALGORITHMS = "it names two signature algorithms"

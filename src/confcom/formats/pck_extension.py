@@ -11,7 +11,7 @@ import msgspec
 
 from confcom.errors import FormatError
 from confcom.formats import der
-from confcom.formats.der import BOOLEAN, ENUMERATED, INTEGER, OCTET_STRING, OID, SEQUENCE
+from confcom.formats.der import BOOLEAN, ENUMERATED, INTEGER, OCTET_STRING, OID, SEQUENCE, TAG
 
 PCK_EXTENSION_OID = "1.2.840.113741.1.13.1"
 
@@ -138,6 +138,7 @@ def _frame_of(data: bytes, ppid: bytes, instance: bytes | None) -> der.Frame | N
 
 _PREFIX = der.oid(PCK_EXTENSION_OID)
 _SGX_TYPES = {bytes((ENUMERATED, 1, kind)): kind for kind in SgxType}
+_SVN_VALUES = {der.write_integer(number): number for number in range(256)}
 _FLAG_VALUES = {der.write(BOOLEAN, value): flag for value, flag in ((der.TRUE, True), (der.FALSE, False))}
 
 
@@ -168,7 +169,7 @@ def _elements(data: bytes, field: str, size: int, *allowed: Mapping[bytes, str])
     """The values by OID, of `size` bytes: those of one of the sets (name by OID), each once, in any order."""
     try:
         rows = der.sequence(data, "")
-        if {tag for tag, _, _ in rows} - {SEQUENCE}:
+        if set(map(TAG, rows)) - {SEQUENCE}:
             raise der.DerError.at("an element of the extension")
     except der.DerError as error:
         message = f"not the DER of an SGX extension: {error}"
@@ -201,13 +202,14 @@ def _octets(value: bytes, size: int, field: str) -> bytes:
 def _tcb(data: bytes) -> PckTcb:
     """The TCB, SEQUENCE of 18 elements."""
     values = _elements(data, "tcb", len(_CPU_SVN), _TCB)
-    *components, pce_svn = [_svn(values[identifier], name) for identifier, name in _SVNS.items()]
+    try:
+        *components, pce_svn = map(_SVN_VALUES.__getitem__, map(values.__getitem__, _SVNS))
+    except KeyError:
+        *components, pce_svn = [_svn(values[identifier], name) for identifier, name in _SVNS.items()]
     return PckTcb(tuple(components), pce_svn, _octets(values[_CPU_SVN], 16, "tcb.cpu_svn"))
 
 
 def _svn(value: bytes, field: str) -> int:
-    if len(value) == 3 and value.startswith(_SMALL) and value[2] < 0x80:
-        return value[2]
     maximum = 0xFFFF if field == "tcb.pce_svn" else 0xFF
     try:
         number = der.integer(_content(value, INTEGER, "an INTEGER", field))
@@ -216,10 +218,6 @@ def _svn(value: bytes, field: str) -> int:
     if not 0 <= number <= maximum:
         raise FormatError(f"is not an INTEGER between 0 and {maximum}", structure=STRUCTURE, field=field)
     return number
-
-
-_SMALL = bytes((INTEGER, 1))
-"""How an INTEGER of one byte begins."""
 
 
 def _configuration(data: bytes) -> PckConfiguration:

@@ -76,6 +76,9 @@ _NEEDED = {
     BASIC_CONSTRAINTS: ("basic constraints", True),
 }
 _PROFILE = {*_NEEDED, _SGX_EXTENSION}
+_CRITICAL = {identifier: critical for identifier, (_, critical) in _NEEDED.items()}
+_USUAL = _CRITICAL, _CRITICAL | {_SGX_EXTENSION: False}
+"""Which extensions are critical, in certificates of the profile."""
 _COMMON_NAME = der.oid("2.5.4.3")
 _SHORT_NAMES = {
     der.oid(f"2.5.4.{number}"): name for number, name in ((3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (10, "O"))
@@ -354,13 +357,15 @@ def _attribute_text(kind: bytes, text: str | None, whole: bytes) -> str:
 
 def _read_extensions(found: Mapping[bytes, tuple[bool, bytes]]) -> tuple[Extensions, bool]:
     """The extensions, and whether one of them is not as in Intel's certificates."""
-    values = {identifier: value for identifier, (_, value) in found.items()}
+    critical, values = {}, {}
+    for identifier, (is_critical, value) in found.items():
+        critical[identifier], values[identifier] = is_critical, value
     authority, subject, points, usage, constraints = map(values.get, _NEEDED)
     issuer_key = None if authority is None else authority_key_id(authority)
     is_ca, path_length = (False, None) if constraints is None else _constraints(constraints)
     odd = not found.keys() <= _PROFILE or (authority is not None and issuer_key is None)
     return Extensions(
-        problem=_problem(found),
+        problem="" if critical in _USUAL else _problem(found),
         authority_key_id=issuer_key,
         subject_key_id=None if subject is None else der.content_of(subject, der.OCTET_STRING, "subjectKeyIdentifier"),
         key_usage=b"" if usage is None else der.bit_string(der.content_of(usage, der.BIT_STRING, "keyUsage"))[0][:1],
