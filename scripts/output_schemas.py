@@ -36,6 +36,12 @@ class Error(TypedDict):
     document: NotRequired[str]
 
 
+class Failure(TypedDict):
+    """What a command prints in the place of its result, where there is none."""
+
+    error: Error
+
+
 class Check(TypedDict):
     """One question and its answer."""
 
@@ -441,6 +447,7 @@ OUTPUTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "token-verify": (TokenVerify, ("token verify",)),
     "doctor": (Doctor, ("doctor",)),
     "attestation-audit": (AuditRecord, ("attestation audit",)),
+    "failure": (Failure, ()),
 }
 """Name of a schema to the shape of the output, and the commands that print it."""
 

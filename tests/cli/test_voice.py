@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from confcom.cli.options import check_variables, write_file
 from confcom.cli.root import COMMANDS, root, run
 from confcom.errors import ConfigError, ExitCode, OutputError
+from printed_outputs import validator
 
 CONFCOM = [sys.executable, "-m", "confcom"]
 FULL = Path("/dev/full")
@@ -90,6 +92,64 @@ def test_json_is_asked_for_in_one_way() -> None:
             if "--json" in OPTIONS[words] and "-o" in option.opts and words not in writers:
                 assert isinstance(option.type, click.Choice)
                 assert "json" in option.type.choices
+
+
+def json_forms() -> Iterator[tuple[str, ...]]:
+    """Every way to ask a command for JSON, with the command's words."""
+    for words, command in ALL.items():
+        yield from ((*words, "--json") for _ in [1] if "--json" in OPTIONS[words])
+        for option in command.params:
+            if "json" in getattr(option.type, "choices", ()):
+                yield (*words, "-o", "json")
+                yield (*words, "--output=json")
+
+
+@pytest.mark.parametrize("words", list(json_forms()), ids=" ".join)
+def test_who_asks_for_json_gets_errors_as_json(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code = run([*words, "--no-such-option"])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert code == ExitCode.USAGE
+    validator("failure").validate(found)
+    assert "No such option '--no-such-option'" in found["error"]["message"]
+    assert (
+        f"confcom {' '.join(word for word in words if not word.startswith('-') and word != 'json')}"
+        in found["error"]["advice"]
+    )
+    assert "No such option" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("policy", "lint", "nowhere", "--json"), ExitCode.USAGE),
+        (("policy", "try", "nowhere", "q", "-o", "json"), ExitCode.USAGE),
+        (("collateral", "status", "--store", "nowhere", "--json"), ExitCode.COLLATERAL),
+        (("collateral", "fetch", "--store", "nowhere", "--json"), ExitCode.USAGE),
+        (("check-pods", "nowhere", "--output", "json"), ExitCode.USAGE),
+        (("top", "--kubeconfig", "nowhere", "-ojson"), ExitCode.USAGE),
+    ],
+)  # fmt: skip
+def test_a_failure_is_json_too(
+    words: tuple[str, ...],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*words]) == code
+    validator("failure").validate(json.loads(capsys.readouterr().out))
+    assert run([word for word in words if "json" not in word and word not in ("-o", "--output")]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_named_json_is_no_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["policy", "lint", "nowhere", "-o", "json"]) == ExitCode.USAGE
+    assert capsys.readouterr().out == ""
 
 
 def test_an_old_name_works_and_says_the_new_one(confcom_process, quote: Path) -> None:

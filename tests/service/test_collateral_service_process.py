@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -245,9 +245,11 @@ def machine(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def command(*arguments: str, log: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def command(
+    *arguments: str, log: int = subprocess.PIPE, output: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [*CONFCOM, "collateral", "serve", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+        [*CONFCOM, "collateral", "serve", *arguments], stdout=output, stderr=log, text=True
     ) as process:
         try:
             yield process
@@ -319,6 +321,34 @@ def test_requests_are_answered_where_the_log_cannot_be_written(tmp_path: Path, m
             response = connection.getresponse()
             assert response.status == status
             response.read()
+        connection.close()
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that nobody reads any more", "a pipe that is full"])
+def test_it_serves_where_nothing_can_be_printed(tmp_path: Path, machine: Path, where: str) -> None:
+    reader, output = os.pipe()
+    if where == "a full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), output)
+    elif where == "a pipe that is full":
+        os.set_blocking(output, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(output, bytes(4096))
+        os.set_blocking(output, True)
+    if where != "a pipe that is full":
+        os.close(reader)
+    path = tmp_path / "service.socket"
+    arguments = ["--unix-socket", str(path), "--store", str(tmp_path / "store.sqlite"), "--upstream", "simulated"]
+    with command(*arguments, "--machine", str(machine), output=output) as process:
+        os.close(output)
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        connection = UnixConnection(path)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
         connection.close()
         process.terminate()
         assert process.wait(60) == 0

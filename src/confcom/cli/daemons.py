@@ -120,10 +120,12 @@ def run_until_stopped(
     """
     import asyncio
 
-    from confcom.services.runtime.process import stop_on_signals
+    from confcom.services.runtime.process import Lossy, stop_on_signals
 
     def started(found: str = "") -> None:
-        click.echo(f"{ready}{found}{mark}")
+        output = Lossy(sys.stdout)  # a full disk keeps no service from serving
+        output.write(f"{ready}{found}{mark}\n")
+        output.flush()
 
     async def run() -> None:
         await serve(*arguments, stop=stop_on_signals(), started=started, **settings)

@@ -7,12 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import click
 
-from confcom.cli.options import QUIET, check_variables, complain
-from confcom.errors import ConfcomError, ConfigError, ExitCode, exit_code
+from confcom.cli.options import QUIET, check_variables, complain, print_json
+from confcom.errors import ConfcomError, ConfigError, ExitCode, OutputError, exit_code
 from confcom.input_file import opened
 
 
@@ -189,39 +190,61 @@ spoken(root)
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code; nothing escapes as a traceback unless --verbose asks for it."""
+    """Run a command line and return its exit code; nothing escapes as a traceback unless --verbose asks for it.
+
+    Where JSON was asked for, an error that leaves no result is printed as JSON too.
+    """
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     opened.clear()
     try:
         code: Any = root.main(args=_renamed(arguments), prog_name="confcom", standalone_mode=False)
         sys.stdout.flush()
+        return int(code) if isinstance(code, int) else ExitCode.OK
     except ConfcomError as error:
         _trace(verbose)
-        words = " ".join(_command(arguments)[0])
-        complain(error, error.advice().replace("confcom COMMAND", f"confcom {words}" if words else "confcom"))
-        return exit_code(error)
+        failure, code = error, exit_code(error)
     except click.exceptions.Abort as abort:  # an interrupt, or no answer to a question
         interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
         complain("interrupted" if interrupted else "aborted: nothing was changed")
         return ExitCode.INTERRUPTED if interrupted else ExitCode.UNEXPECTED
     except click.ClickException as error:
         error.show()
+        _print_failure(arguments, ConfigError(error.format_message()))
         return ExitCode.USAGE
     except ModuleNotFoundError as error:
         _trace(verbose)
-        complain(
-            f"this command needs the package {error.name!r}",
-            "install confcom[cli] for tools, confcom[node,services,kube] for what runs on a cluster",
-        )
-        return ExitCode.USAGE
+        advice = "install confcom[cli] for tools, confcom[node,services,kube] for what runs on a cluster"
+        failure, code = ConfigError(f"this command needs the package {error.name!r}", advice=advice), ExitCode.USAGE
     except Exception as error:  # noqa: BLE001 - the outermost handler: users see a sentence, not a traceback
         if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what comes while a class is made
             complain("interrupted")
             return ExitCode.INTERRUPTED
         _trace(verbose)
-        complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
-        return ExitCode.UNEXPECTED
-    return int(code) if isinstance(code, int) else ExitCode.OK
+        advice = "run again with --verbose and report what it prints"
+        failure, code = ConfcomError(f"unexpected {type(error).__name__}: {error}", advice=advice), ExitCode.UNEXPECTED
+    complain(failure, _advice(arguments, failure))
+    _print_failure(arguments, failure)
+    return int(code)
+
+
+def _advice(arguments: list[str], error: ConfcomError) -> str:
+    words = " ".join(_command(arguments)[0])
+    return error.advice().replace("confcom COMMAND", f"confcom {words}" if words else "confcom")
+
+
+def _print_failure(arguments: list[str], error: ConfcomError) -> None:
+    """Print an error as JSON if the command was asked for JSON; its result, which it prints at its end, is missing."""
+    forms = {
+        name
+        for parameter in _command(arguments)[1].params
+        if "json" in getattr(parameter.type, "choices", ())
+        for name in parameter.opts
+    }
+    given = "\0".join(("", *arguments, ""))
+    asked = [f"\0{name}{between}json\0" for name in forms for between in ("\0", "=", "")]
+    if any(form in given for form in ("\0--json\0", *asked)):
+        with suppress(OutputError):  # which may be what is to be told
+            print_json({"error": error.as_dict() | {"advice": _advice(arguments, error)}})
 
 
 def _renamed(arguments: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from confcom.errors import ClusterError, ConfcomError, ConfigError
+from confcom.errors import ClusterError, ConfcomError, ConfigError, OutputError
 from confcom.formats.arguments import explain_settings, without_bom
 from confcom.input_file import read_bounded
 from confcom.services.runtime.listener import FairQueue
@@ -130,14 +130,14 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
     ]
     if pretty if pretty is not None else sys.stderr.isatty():
         processors = [*shared, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        factory: Any = structlog.PrintLoggerFactory(cast("Any", _Lossy(sys.stderr)))
+        factory: Any = structlog.PrintLoggerFactory(cast("Any", Lossy(sys.stderr)))
     else:
         processors = [
             *shared,
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(serializer=_json),
         ]
-        factory = structlog.BytesLoggerFactory(cast("Any", _Lossy(sys.stderr.buffer)))
+        factory = structlog.BytesLoggerFactory(cast("Any", Lossy(sys.stderr.buffer)))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -145,10 +145,11 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
     )
 
 
-class _Lossy:
-    """A stream for logs. What a full disk or a pipe without a reader does not take is lost: work goes on without it.
+class Lossy:
+    """A stream for what a daemon says. What a full disk or a pipe without a reader does not take is lost.
 
-    A reader that has stopped is waited for once, `LOG_PATIENCE` seconds; what is lost until it reads again is counted.
+    The work goes on. A reader that has stopped is waited for once, `LOG_PATIENCE` seconds; what is lost until it reads
+    again is counted.
     """
 
     def __init__(self, stream: Any) -> None:  # noqa: ANN401 - of text or bytes
@@ -156,7 +157,8 @@ class _Lossy:
         self._lost = 0
 
     def write(self, data: Any) -> None:  # noqa: ANN401 - as above
-        with suppress(OSError):
+        """Write, or lose it."""
+        with suppress(OSError, OutputError):
             if not self._is_read():
                 self._lost += 1
                 return
@@ -167,7 +169,8 @@ class _Lossy:
             self._stream.write(data)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        """Write what is kept back, or lose it."""
+        with suppress(OSError, OutputError):
             if not self._lost:
                 self._stream.flush()
 
