@@ -83,7 +83,8 @@ class Watch:
                 connection.execute("SELECT 1")  # a server that is gone sends nothing: notice it
 
     def _follow_file(self) -> None:
-        file, connection = self._database.file_id(), self._database.open_file()
+        with self._database.read():  # which also sees to files that were replaced
+            file, connection = self._database.file_id(), self._database.open_file()
         try:
             seen, waited = -1, 0.0
             while not self._stop.is_set() and self._database.file_id() == file:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
@@ -126,10 +126,10 @@ class Database:
         """Transactions that the database refused or did not answer."""
         self._busy_timeout = busy_timeout
         self._path = address.path or Path()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._opened = False
         self._at_once: sqlite3.Connection | None = None
-        self._at_once_file: tuple[int, int] | None = None
+        self._at_once_file: tuple[int, ...] | None = None
         self._inserts, self._slow = 0, False
         if self.shared:
             try:
@@ -208,6 +208,7 @@ class Database:
         try:
             if self._at_once is not None and self.file_id() != self._at_once_file:
                 self._close_at_once()
+                return False  # a transaction of the pool sees to what the old log holds
             if self._at_once is None:
                 self._at_once = self._open_at_once()
             self._at_once.execute("BEGIN IMMEDIATE")
@@ -281,29 +282,37 @@ class Database:
         try:
             for setting in (
                 f"busy_timeout={int(self._busy_timeout * 1000)}", "journal_mode=WAL", "foreign_keys=ON",
-                "trusted_schema=OFF",
+                "trusted_schema=OFF", "schema_version",
             ):  # fmt: skip
-                opened.execute(f"PRAGMA {setting}")
+                opened.execute(f"PRAGMA {setting}").fetchone()  # the last one has SQLite make the log (`file_id`)
         except BaseException:
             opened.close()
             raise
         return opened
 
-    def file_id(self) -> tuple[int, int] | None:
-        """What tells the SQLite file from another one of its name; None where there is none."""
+    def file_id(self) -> tuple[int, ...] | None:
+        """What tells the SQLite file and its log from others of their names; None where one is missing."""
         try:
-            found = self._path.stat()
+            found = self._path.stat(), self._path.with_name(f"{self._path.name}-wal").stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return tuple(number for file in found for number in (file.st_dev, file.st_ino))
 
     def _note_file(self, _connection: object, record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's record of the pool
         record.info["file"] = self.file_id()
 
-    def _check_file(self, _connection: object, record: Any, _proxy: object) -> None:  # noqa: ANN401 - as above
-        """Have the pool open the file again if another one, or none, has its name now."""
+    def _check_file(self, connection: sqlite3.Connection, record: Any, _proxy: object) -> None:  # noqa: ANN401 - as above
+        """Have the pool open the files again if others, or none, have their names now.
+
+        A log that was removed while it was open is out of reach of every other process, and lost when this one ends:
+        what it holds goes into the file first.
+        """
         if record.info["file"] != self.file_id():
-            raise DisconnectionError
+            with self._turn():
+                with suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._close_at_once()
+            raise InvalidatePoolError
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -300,6 +303,55 @@ def test_a_file_that_was_moved_away_is_not_made_and_is_used_again(
     told.get(timeout=WAIT)
     watch.close()
     database.close()
+
+
+@pytest.mark.parametrize("removed", [["-wal"], ["-wal", "-shm"]])
+@pytest.mark.parametrize("by", ["a transaction", "an insert of the event loop", "the watch"])
+def test_a_log_that_was_removed_takes_nothing_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, removed: list[str]
+) -> None:
+    """`-wal` is deleted under a running service, which then is killed: every accepted write is in the file."""
+    monkeypatch.setattr(engine, "IN_THREADS", 0)
+    monkeypatch.setattr(engine, "SLOW", 60.0)
+    path = tmp_path / "store"
+    with closing(Database(_at(path))) as database:
+        with database.write() as connection:
+            METADATA.create_all(connection)
+            connection.execute(sa.insert(NUMBERS), [{"number": 1}])
+        assert database.insert_at_once(INSERT, [(2,)])
+        watch, told = None, queue.Queue[str]()
+        if by == "the watch":
+            watch = Watch(database, told.put, poll=3600.0)
+            told.get(timeout=WAIT)
+        for suffix in removed:
+            (tmp_path / f"store{suffix}").unlink()
+        expected = [1, 2]
+        if by == "the watch":
+            deadline = time.monotonic() + WAIT
+            while not (tmp_path / "store-wal").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        elif by == "a transaction":
+            with database.write() as connection:
+                connection.execute(sa.insert(NUMBERS), [{"number": 3}])
+            expected += [3]
+        else:
+            assert not database.insert_at_once(INSERT, [(4,)])
+            with database.write(flushed=False) as connection:  # as the caller does then
+                connection.execute(sa.insert(NUMBERS), [{"number": 4}])
+            assert database.insert_at_once(INSERT, [(5,)])
+            expected += [4, 5]
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(lambda _: numbers(database), range(32))) == [expected] * 32
+        killed = tmp_path / "killed"
+        killed.mkdir()
+        for name in ("store", "store-wal"):
+            shutil.copy(tmp_path / name, killed / name)
+        with closing(Database(_at(killed / "store"))) as left:
+            assert numbers(left) == expected
+            left.check()
+        if watch is not None:
+            watch.close()
 
 
 def test_a_damaged_file_is_found(tmp_path: Path) -> None:
