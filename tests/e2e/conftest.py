@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cluster_addon import GRANTED, Addon
-from kubectl import ADDON_NAMESPACE, Kubectl
+from kubectl import ADDON_NAMESPACE, Kubectl, encode
 from relying_party import RelyingParty
 
 FOLDER = Path(__file__).resolve().parent
@@ -26,8 +26,29 @@ KUBECONFIG = os.environ.get("CONFCOM_E2E_KUBECONFIG", "")
 NAMESPACES = ("e2e", GRANTED)
 
 
-FIRST = ("test_large_node.py", "test_node_status.py")
-"""They want a kubelet that does not know EPC as devices: it refuses pods for five minutes after it did."""
+FIRST = (
+    "test_node_status.py",
+    "test_dra.py",
+    "test_webhook.py",
+    "test_intel_node.py",
+    "test_intel_platform.py",
+    "test_large_node.py",
+)
+"""Without the add-on, which others have; then the node whose kubelet must not know EPC as devices."""
+LAST = (
+    "test_autoscaling.py",
+    "test_node_pools.py",
+    "test_why.py",
+    "test_epc_use.py",
+    "test_claims.py",
+    "test_without_a_gap.py",
+    "test_one_node.py",
+)
+"""With the exporter of EPC, two on a smaller node; then those that restart the kubelet, at last with rarer statuses."""
+PLACES = {name: place for place, name in enumerate(FIRST, -len(FIRST))} | {
+    name: place for place, name in enumerate(LAST, 1)
+}
+"""Before and after the others, which are at 0: a state of the add-on that takes long to come to serves several."""
 
 
 LONG = (
@@ -44,7 +65,7 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if KUBECONFIG:
-        items.sort(key=lambda item: (FOLDER in item.path.parents, item.path.name not in FIRST))
+        items.sort(key=lambda item: (FOLDER in item.path.parents, PLACES.get(item.path.name, 0)))
     for item in items:
         if FOLDER not in item.path.parents:
             continue
@@ -134,15 +155,15 @@ def addon(cluster: Kubectl, image: str) -> Addon:
 
 @pytest.fixture(scope="module")
 def enabled(addon: Addon) -> Addon:
-    """The add-on with the usual settings, ready."""
+    """The add-on with the usual settings, ready; a module need not take back the settings that it changes."""
     addon.enable()
     return addon
 
 
-@pytest.fixture
-def relying_party(cluster: Kubectl, enabled: Addon, tmp_path: Path) -> RelyingParty:
+@pytest.fixture(scope="module")
+def relying_party(cluster: Kubectl, enabled: Addon, tmp_path_factory: pytest.TempPathFactory) -> RelyingParty:
     """Verifies quotes of this cluster."""
-    return RelyingParty.of(cluster, tmp_path)
+    return RelyingParty.of(cluster, tmp_path_factory.mktemp("relying-party"))
 
 
 @pytest.fixture
@@ -156,12 +177,12 @@ def made(cluster: Kubectl) -> Iterator[Callable[..., Any]]:
         return thing
 
     yield make
-    for thing in reversed(objects):
-        where = ("-n", thing["metadata"]["namespace"]) if "namespace" in thing["metadata"] else ()
-        name = f"{thing['kind'].lower()}/{thing['metadata']['name']}"
-        # What still runs holds EPC, which the next test counts on.
-        wait = "--wait=false" if thing["kind"] == "Job" else "--wait"
-        cluster("delete", name, *where, "--ignore-not-found", "--cascade=foreground", wait)
+    # What still runs holds EPC, which the next test counts on. Jobs have ended.
+    for wait in ("false", "true"):
+        left = [thing for thing in reversed(objects) if (thing["kind"] != "Job") == (wait == "true")]
+        if left:
+            words = ("--ignore-not-found", "--cascade=foreground", f"--wait={wait}")
+            cluster("delete", "-f", "-", *words, given=encode(*left))
 
 
 @pytest.fixture

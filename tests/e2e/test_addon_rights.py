@@ -20,7 +20,6 @@ from kubectl import ADDON_NAMESPACE, Kubectl
 OTHER = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other-node"}}
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 STRICT = "e2e-strict"
-NO_SERVICES = ("--disable-collateral", "--disable-attestation-service", "--disable-autoscaling")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +133,13 @@ def test_a_token_without_a_node_writes_nothing(
         assert "its own node only" in unbound.write("PATCH", status(own), change)
 
 
+@pytest.fixture(scope="module")
+def serving(enabled: Addon, cluster: Kubectl, other_node: str) -> Addon:
+    """The add-on with all that has an account."""
+    start_attestation(enabled, cluster, "--attestation-storage=", "--enable-metrics", "--enable-autoscaling")
+    return enabled
+
+
 READS = ("get", "list", "watch")
 NODES = {Right(verb, "", "nodes") for verb in READS}
 RIGHTS: dict[str, set[Right]] = {
@@ -156,11 +162,8 @@ RIGHTS: dict[str, set[Right]] = {
 
 
 @pytest.mark.timeout(900)
-def test_an_account_may_do_this_and_nothing_else(
-    enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
-) -> None:
+def test_an_account_may_do_this_and_nothing_else(serving: Addon, cluster: Kubectl, tmp_path: Path) -> None:
     """Every verb of every resource, with each account's own token."""
-    start_attestation(enabled, cluster, "--attestation-storage=", "--enable-metrics", "--enable-autoscaling")
     resources = resources_of(cluster)
     assert {group for _, group, _ in resources} >= {
         "",
@@ -169,18 +172,15 @@ def test_an_account_may_do_this_and_nothing_else(
         "rbac.authorization.k8s.io",
         "resource.k8s.io",
     }
-    try:
-        for name, expected in RIGHTS.items():
-            with Account(cluster, name, tmp_path) as account:
-                assert account.rights(resources) == expected, name
-        for name in ("confcom-collateral", ATTESTATION):
-            with Account(cluster, name, tmp_path) as service:
-                _write_data(service, name)
-        (pod,) = enabled.pods("metrics")
-        with Account(cluster, "sgx-metrics", tmp_path, pod=pod["metadata"]["name"]) as metrics:
-            _write_events(metrics, enabled.node()["metadata"]["name"], cluster)
-    finally:
-        assert enabled("update", *NO_SERVICES, "--disable-metrics", "-o", "none").code == 0
+    for name, expected in RIGHTS.items():
+        with Account(cluster, name, tmp_path) as account:
+            assert account.rights(resources) == expected, name
+    for name in ("confcom-collateral", ATTESTATION):
+        with Account(cluster, name, tmp_path) as service:
+            _write_data(service, name)
+    (pod,) = serving.pods("metrics")
+    with Account(cluster, "sgx-metrics", tmp_path, pod=pod["metadata"]["name"]) as metrics:
+        _write_events(metrics, serving.node()["metadata"]["name"], cluster)
 
 
 def _write_data(service: Account, name: str) -> None:
@@ -220,11 +220,8 @@ def _write_events(metrics: Account, node: str, cluster: Kubectl) -> None:
         cluster("delete", "events.events.k8s.io", "an-event", "-n", "e2e")
 
 
-def test_what_serves_the_cluster_passes_the_strictest_pod_security(
-    enabled: Addon, cluster: Kubectl, other_node: str
-) -> None:
+def test_what_serves_the_cluster_passes_the_strictest_pod_security(serving: Addon, cluster: Kubectl) -> None:
     """The API server's own judgement: their pods, tried in a namespace that enforces `restricted`."""
-    start_attestation(enabled, cluster, "--attestation-storage=")
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": STRICT, "labels": restricted}})
     try:
@@ -233,7 +230,6 @@ def test_what_serves_the_cluster_passes_the_strictest_pod_security(
         assert "violates PodSecurity" in tried(cluster, "daemonset", "sgx-device-plugin")  # it does judge
     finally:
         cluster("delete", "namespace", STRICT, "--wait=false")
-        assert enabled("update", *NO_SERVICES, "-o", "none").code == 0
 
 
 def tried(cluster: Kubectl, kind: str, name: str) -> str:
@@ -252,11 +248,10 @@ def tried(cluster: Kubectl, kind: str, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def without_webhook(enabled: Addon, other_node: str) -> Iterator[Addon]:
+def without_webhook(enabled: Addon, other_node: str) -> Addon:
     """The add-on without its webhook, for the tests at the end of this module."""
     assert enabled("update", "--disable-webhook", "-o", "none").code == 0
-    yield enabled
-    assert enabled("update", "--enable-webhook", "-o", "none").code == 0
+    return enabled
 
 
 @pytest.mark.parametrize(

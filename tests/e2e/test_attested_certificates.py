@@ -60,8 +60,6 @@ def signing(enabled: Addon, cluster: Kubectl) -> Iterator[Addon]:
     cluster("create", "clusterrolebinding", "e2e-requester", *words)
     yield enabled
     cluster("delete", "clusterrolebinding", "e2e-requester")
-    words = ("--disable-attested-certificates", "--approve-for=", "--disable-collateral", "-o", "none")
-    assert enabled("update", *words).code == 0
     cluster("delete", "configmap", POLICIES, "-n", ADDON_NAMESPACE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,13 +17,12 @@ from relying_party import RelyingParty, quote_in
 
 
 @pytest.fixture
-def alone(cluster: Kubectl, enabled: Addon) -> Iterator[Addon]:
+def alone(cluster: Kubectl, addon: Addon) -> Addon:
     """The add-on with the two webhook pods that it has by default."""
     if len(cluster.items("nodes")) > 1:
         pytest.skip("this cluster has several nodes")
-    enabled.enable("--webhook-replicas=2")
-    yield enabled
-    enabled.enable()
+    addon.enable("--webhook-replicas=2")
+    return addon
 
 
 @pytest.mark.complaint("Azure/AKS #2219")
@@ -69,28 +68,6 @@ def _serving(addon: Addon, component: str) -> set[str]:
     return {one["containerID"] for one in statuses if one["ready"]}
 
 
-@pytest.mark.complaint("Azure/AKS #2219")
-def test_the_node_can_be_drained(alone: Addon, cluster: Kubectl, image: str) -> None:
-    """Evictions are asked for one after the other until they are granted; none may be refused for ever."""
-    names = [one["metadata"]["name"] for one in alone.pods("webhook")]
-    for name in names:
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-        path = f"/api/v1/namespaces/{ADDON_NAMESPACE}/pods/{name}/eviction"
-        words = ("create", "--raw", path, "-f", "-")
-        cluster.wait(
-            f"{name} to be evicted",
-            lambda words=words, eviction=eviction: cluster.attempt(*words, given=json.dumps(eviction)).code == 0,
-            seconds=90,
-        )
-    cluster.rollout("deployment", "sgx-webhook")
-    made = cluster("create", "--dry-run=server", "-o", "name", "-f", "-", given=_sgx_pod(image))
-    assert made.strip() == "pod/after"
-
-
-def _sgx_pod(image: str) -> str:
-    return json.dumps(pod("after", "e2e", one_container(image, "true", resources=limits(5))))
-
-
 @pytest.mark.complaint("azure-docs #93869", "gsc #99")
 def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
     alone: Addon, cluster: Kubectl, image: str
@@ -109,7 +86,8 @@ def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
     assert "confcom addon update --addon confcom --enable-sgxquotehelper" in said
 
 
-def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl) -> None:
+@pytest.mark.complaint("Azure/AKS #2219")
+def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl, image: str) -> None:
     """Both webhooks run there, and their disruption budget must not hold it for ever."""
     node = alone.node()["metadata"]["name"]
     ours = "--pod-selector=app.kubernetes.io/part-of=confcom"
@@ -119,3 +97,5 @@ def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl) -> None:
     finally:
         cluster("uncordon", node)
     cluster.rollout("deployment", "sgx-webhook")
+    wanting = json.dumps(pod("after", "e2e", one_container(image, "true", resources=limits(5))))
+    assert cluster("create", "--dry-run=server", "-o", "name", "-f", "-", given=wanting).strip() == "pod/after"
