@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +115,13 @@ def _active(cluster: Kubectl) -> tuple[str, str]:
     return (found[0]["status"], found[0]["message"]) if found else ("", "")
 
 
+def _seen(cluster: Kubectl, kind: str) -> tuple[str, int, int]:
+    """The average that the autoscaler saw at last, the replicas that there were, and those that it wants."""
+    status = cluster.get("hpa", NAME, "-n", NAMESPACE)["status"]
+    average = status["currentMetrics"][0].get(kind, {}).get("current", {}).get("averageValue", "")
+    return average, status["currentReplicas"], status["desiredReplicas"]
+
+
 @pytest.mark.parametrize("metric", [TOTAL, RATIO], ids=["total", "ratio"])
 def test_enclaves_that_fill_their_epc_get_company_and_lose_it_again(
     scaling: Addon, cluster: Kubectl, made: Callable[..., Any], image: str, metric: dict[str, Any]
@@ -133,8 +139,10 @@ def test_enclaves_that_fill_their_epc_get_company_and_lose_it_again(
         lambda: _values(cluster, f"deployments.apps/{NAME}/sgx_epc_used_bytes") == {NAME: str(22 * MIB)},
     )
     assert _values(cluster, f"pods/{name}/sgx_epc_used_ratio") == {name: "900m"}
-    time.sleep(20)
-    assert len(_pods(cluster)) == 2, "it is enough, so there are no more"
+    # It has looked at both, it is enough, and there are no more.
+    both = {"object": str(11 * MIB), "pods": "550m"}[metric["type"].lower()]
+    cluster.wait("the autoscaler to be content", lambda: _seen(cluster, metric["type"].lower()) == (both, 2, 2))
+    assert len(_pods(cluster)) == 2
     for pod in second:
         cluster.attempt("exec", pod["metadata"]["name"], "-n", NAMESPACE, "--", "sh", "-c", "kill $(cat /tmp/load)")
     cluster.wait("one pod again", lambda: _running(cluster, 1))
