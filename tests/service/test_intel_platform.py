@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_helper import exchange, running_helper
 from software_qe import COMPILER, Stub, software_qe
+from whole_way import quoted
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
@@ -51,9 +51,12 @@ def enclave(world: SimulatedWorld) -> SimulatedEnclave:
 
 
 @pytest.fixture
-def platform(libraries: Path, stub: Stub, world: SimulatedWorld) -> Iterator[IntelWorkerPlatform]:
+def platform(
+    libraries: Path, stub: Stub, world: SimulatedWorld, request: pytest.FixtureRequest
+) -> Iterator[IntelWorkerPlatform]:
+    limits = WorkerLimits(timeout=8, attempt_timeout=3) if "hang" in request.node.name else WorkerLimits()
     with software_qe(world.platform, stub):
-        platform = IntelWorkerPlatform(libraries, WorkerLimits(timeout=8, attempt_timeout=3))
+        platform = IntelWorkerPlatform(libraries, limits)
         yield platform
         platform.close()
 
@@ -73,7 +76,9 @@ def test_a_quote_through_helper_and_libraries_verifies(
     path: Path, world: SimulatedWorld, enclave: SimulatedEnclave
 ) -> None:
     client = AesmPlatform(path, simulated=True)
-    result = EnclaveQuoteSource(client, enclave).quote(DATA, nonce=b"n" * 16)
+    source = EnclaveQuoteSource(client, enclave)
+    quoted(source)
+    result = source.quote(DATA, nonce=b"n" * 16)
 
     verified = verify_quote(result.quote, world.publish(NOW), roots=world.trust_roots, now=NOW)
     assert verified.report_data == DATA
@@ -120,46 +125,44 @@ def test_a_hang_is_busy_in_time_and_over_when_the_library_is_well(path: Path, st
     assert code(exchange(path, SIZE), 16) == 0
 
 
+def kill_workers(platform: IntelWorkerPlatform, times: int, answered: threading.Semaphore) -> None:
+    """One after the other, each once two quotes came since the one before: a busy machine starts them slowly."""
+    for _ in range(times):
+        for _ in range(2):
+            answered.acquire(timeout=60)
+        if (pid := platform.worker_pid) is not None:
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_kills_under_load_fail_no_request(path: Path, platform: IntelWorkerPlatform, enclave: SimulatedEnclave) -> None:
     source = EnclaveQuoteSource(AesmPlatform(path, simulated=True), enclave)
-    source.quote(DATA)
-    ended = threading.Event()
-
-    def kill() -> None:
-        for _ in range(5):
-            time.sleep(0.4)
-            if (pid := platform.worker_pid) is not None:
-                os.kill(pid, signal.SIGKILL)
-        ended.set()
-
-    killer = threading.Thread(target=kill)
+    quoted(source)
+    answered = threading.Semaphore(0)
+    killer = threading.Thread(target=kill_workers, args=(platform, 5, answered), daemon=True)
     killer.start()
-    try:
-        while not ended.is_set():
-            assert DATA in source.quote(DATA).quote
-    finally:
-        killer.join()
+    while killer.is_alive():
+        assert DATA in source.quote(DATA).quote
+        answered.release()
     assert platform.replaced >= 4
 
 
 def test_clients_at_once_get_their_own_quotes_while_workers_are_killed(
     path: Path, platform: IntelWorkerPlatform, enclave: SimulatedEnclave
 ) -> None:
-    ended = threading.Event()
+    ended, answered = threading.Event(), threading.Semaphore(0)
+    quoted(EnclaveQuoteSource(AesmPlatform(path, simulated=True), enclave))
 
     def ask(number: int) -> int:
         source, data, asked = EnclaveQuoteSource(AesmPlatform(path, simulated=True), enclave), bytes([number]) * 64, 0
         while not ended.is_set():
             assert Quote.parse(source.quote(data).quote).body.report_data == data
+            answered.release()
             asked += 1
         return asked
 
     with ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(ask, number) for number in range(4)]
-        for _ in range(3):
-            time.sleep(0.4)
-            if (pid := platform.worker_pid) is not None:
-                os.kill(pid, signal.SIGKILL)
+        kill_workers(platform, 3, answered)
         ended.set()
     assert all(one.result() for one in asked)
     assert platform.replaced >= 2
