@@ -81,6 +81,17 @@ class Addon:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def fails(self, *words: str, saying: str) -> Outcome:
+        """Run a command that waits for what cannot come, a few seconds each time, until it says so."""
+
+        def attempt() -> Outcome | None:
+            outcome = self(*words, "-o", "none", "--timeout=8")
+            return outcome if saying in outcome.err else None
+
+        outcome: Outcome = self.cluster.wait(f"`addon {words[0]}` to say: {saying}", attempt)
+        assert outcome.code == 7, outcome.err
+        return outcome
+
     def enable(self, *settings: str) -> None:
         """Enable it with the usual settings and these, and wait until the node offers EPC."""
         outcome = self("enable", *SETTINGS, f"--image={self.image}", *settings, "-o", "none", "--timeout", "300")

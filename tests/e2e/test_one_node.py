@@ -68,6 +68,21 @@ def _serving(addon: Addon, component: str) -> set[str]:
     return {one["containerID"] for one in statuses if one["ready"]}
 
 
+@pytest.mark.complaint("Azure/AKS #2219")
+def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl, image: str) -> None:
+    """Both webhooks run there, and their disruption budget must not hold it for ever."""
+    node = alone.node()["metadata"]["name"]
+    ours = "--pod-selector=app.kubernetes.io/part-of=confcom"
+    try:
+        cluster("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", ours, "--timeout=120s", seconds=150)
+        assert [pod for pod in alone.pods("webhook") if pod["spec"].get("nodeName")] == []
+    finally:
+        cluster("uncordon", node)
+    cluster.rollout("deployment", "sgx-webhook")
+    wanting = json.dumps(pod("after", "e2e", one_container(image, "true", resources=limits(5))))
+    assert cluster("create", "--dry-run=server", "-o", "name", "-f", "-", given=wanting).strip() == "pod/after"
+
+
 @pytest.mark.complaint("azure-docs #93869", "gsc #99")
 def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
     alone: Addon, cluster: Kubectl, image: str
@@ -84,18 +99,3 @@ def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
     said = cluster.wait("the warning", warning, seconds=20)
     assert "Warning: " in said
     assert "confcom addon update --addon confcom --enable-sgxquotehelper" in said
-
-
-@pytest.mark.complaint("Azure/AKS #2219")
-def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl, image: str) -> None:
-    """Both webhooks run there, and their disruption budget must not hold it for ever."""
-    node = alone.node()["metadata"]["name"]
-    ours = "--pod-selector=app.kubernetes.io/part-of=confcom"
-    try:
-        cluster("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", ours, "--timeout=120s", seconds=150)
-        assert [pod for pod in alone.pods("webhook") if pod["spec"].get("nodeName")] == []
-    finally:
-        cluster("uncordon", node)
-    cluster.rollout("deployment", "sgx-webhook")
-    wanting = json.dumps(pod("after", "e2e", one_container(image, "true", resources=limits(5))))
-    assert cluster("create", "--dry-run=server", "-o", "name", "-f", "-", given=wanting).strip() == "pod/after"
