@@ -76,7 +76,6 @@ class Acceptor:
         self._backlog = backlog
         self._short_for = 0
         self._accepted = 0
-        self._batches = 0
         self._full_batches = 0
 
     @property
@@ -114,7 +113,6 @@ class Acceptor:
             accepted += 1
             self._welcome(client)
         self._accepted += accepted
-        self._batches += 1
         self._full_batches += accepted == ACCEPT_BATCH
         self._done()
         return accepted == ACCEPT_BATCH
@@ -125,8 +123,9 @@ class Acceptor:
         The connections since the last call are of so many `peers`; `new` of them were the first of their process.
         """
         # A flood of new processes needs the long one: each of them would wait in the kernel's queue before a good one.
-        flood = peers > 1 and 2 * self._full_batches > self._batches and 2 * new < self._accepted
-        self._accepted = self._batches = self._full_batches = 0
+        # Connections are compared and not batches: a burst is few batches among many of one connection each.
+        flood = peers > 1 and 2 * ACCEPT_BATCH * self._full_batches > self._accepted > 2 * new
+        self._accepted = self._full_batches = 0
         self._short_for = SHORT_FOR if flood else max(0, self._short_for - 1)
         backlog = SHORT_BACKLOG if self._short_for else self._full_backlog
         if backlog != self._backlog:

@@ -73,6 +73,18 @@ async def test_what_is_taken_as_fast_as_it_comes_is_no_flood(listener: socket.so
     assert room(listener) == LONG + 1
 
 
+async def test_a_burst_among_many_single_connections_is_a_flood(listener: socket.socket) -> None:
+    acceptor = acceptor_for(listener)
+    for _ in range(3 * ACCEPT_BATCH):
+        connect(listener, 1)
+        acceptor.accept(listener)
+    connect(listener, 4 * ACCEPT_BATCH)
+    empty(acceptor, listener)
+    acceptor.adapt_backlog(new=0, peers=2)
+
+    assert room(listener) == SHORT_BACKLOG + 1
+
+
 async def test_one_peer_alone_keeps_it_long(listener: socket.socket) -> None:
     acceptor = acceptor_for(listener)
     room(listener)
