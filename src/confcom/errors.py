@@ -7,6 +7,7 @@ only `ConfcomError` exists. A TCB that is out of date is not an error: it is a s
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import Any, ClassVar, Self
 
@@ -421,3 +422,19 @@ def exit_code(error: ConfcomError) -> ExitCode:
         if isinstance(error, kind):
             return code
     return ExitCode.UNEXPECTED
+
+
+WANT = frozenset((errno.EMFILE, errno.ENFILE))
+"""This process has no descriptor left, or the system has none."""
+
+
+def check_want(error: OSError) -> None:
+    """`PlatformUnavailable` for want of descriptors: what cannot be opened is not what is not there."""
+    if error.errno in WANT:
+        raise cannot_open(error) from error
+
+
+def cannot_open(error: OSError) -> PlatformUnavailable:
+    """A failure after which nothing is known of any file."""
+    advice = "Raise the limit of open files, of this process or of the system (fs.file-max)."
+    return PlatformUnavailable(f"no file can be opened: {error.strerror}", retryable=True, advice=advice)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from confcom.errors import PlatformUnavailable
+from confcom.errors import check_want
 
 MAX_TEXT = 1 << 20
 """Bytes read of one file; /proc/cpuinfo of 512 processors has about 800 KB, of which the first entry is enough."""
@@ -26,22 +26,6 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISFIFO, "a pipe"),
 )
-
-
-WANT = frozenset((errno.EMFILE, errno.ENFILE))
-"""This process has no descriptor left, or the system has none."""
-
-
-def check_want(error: OSError) -> None:
-    """`PlatformUnavailable` for want of descriptors: what cannot be looked at is not what is not there."""
-    if error.errno in WANT:
-        raise cannot_look(error) from error
-
-
-def cannot_look(error: OSError) -> PlatformUnavailable:
-    """A failure after which nothing is known of the host."""
-    advice = "Raise the limit of open files, of this process or of the system (fs.file-max)."
-    return PlatformUnavailable(f"cannot look at the host: {error.strerror}", retryable=True, advice=advice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from confcom.devices.host import WANT, Host, cannot_look
+from confcom.devices.host import Host
 from confcom.devices.sgx_node import ENCLAVE_PATHS, LEGACY_PATH
-from confcom.errors import PlatformError
+from confcom.errors import WANT, PlatformError, cannot_open
 
 # Pod and container of a process, from the text of /proc/PID/cgroup. The forms are those of cgroup v1 and v2, of the
 # kubelet's cgroupfs and systemd drivers, the ids of containerd, CRI-O and Docker, and paths as a reader in a cgroup
@@ -423,7 +423,7 @@ class ProcessFinder:
                 self._stuck[reader.at] = reader
                 reader.waiting = deque()
             if reader.failure is not None:  # a pass in part would be taken for less use
-                raise cannot_look(reader.failure)
+                raise cannot_open(reader.failure)
             unreadable += reader.unreadable + bool(reader.at)
             found += reader.found
         return ProcessesSeen(tuple(found), len(names), unreadable + len(waiting))

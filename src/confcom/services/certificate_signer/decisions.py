@@ -21,8 +21,7 @@ from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import identity, verify_request
-from confcom.devices.host import check_want
-from confcom.errors import CollateralError, ConfcomError, FormatError
+from confcom.errors import CollateralError, ConfcomError, FormatError, check_want
 from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
 from confcom.formats.quote import Quote

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from confcom.devices.host import check_want
 from confcom.devices.resources import DraDevices, EpcUnits
 from confcom.devices.sgx_node import EpcPool, SgxNode, is_unit, numa_node_of
-from confcom.errors import ConfcomError, FormatError, PlatformUnavailable
+from confcom.errors import ConfcomError, FormatError, PlatformUnavailable, check_want
 from confcom.input_file import read_bounded
 from confcom.protocols.epc import (
     BOOT_ANNOTATION,
@@ -214,10 +213,10 @@ def remembered(directory: Path, resource: str) -> Remembered:
     """
     try:
         found = _CHECKPOINT.decode(read_bounded(directory / CHECKPOINT, MAX_CHECKPOINT, patience=0)).Data
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return Remembered()
     except OSError as error:
         check_want(error)
-        return Remembered()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())
     return Remembered(resource in (found.RegisteredDevices or {}), holders)

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.devices.host import Host, check_want
+from confcom.devices.host import Host
 from confcom.devices.resources import (
     ANY_NAMESPACE,
     PATIENCE,
@@ -46,7 +46,7 @@ from confcom.devices.sgx_node import (
     find_cpu_flags,
     find_sgx,
 )
-from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
+from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, check_want
 from confcom.protocols.epc import CANONICAL, DRA_DRIVER, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 from confcom.services.device_plugin.epc_in_api import DevicesInApi, EpcInNodeStatus, InApi
 from confcom.services.device_plugin.grpc import held_devices

@@ -26,7 +26,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.cluster.client import CLIENT_LIFETIME, ClusterObjects, Ref
-from confcom.errors import ClusterError, ClusterRefused, ConfigError
+from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
 from confcom.pki.serving_pair import Authority, Pair, ServingPair, authorities_in, make_serving_pair, service_names
 from confcom.services.runtime.process import Seconds
 from confcom.services.runtime.status_page import Metrics
@@ -342,7 +342,7 @@ class CertificateKeeper(OwnCertificate):
             try:
                 await self.look()
                 logged = ""
-            except (ClusterError, ConfigError) as error:
+            except ConfcomError as error:
                 if isinstance(error, ConfigError) and self.served is None:
                     raise
                 self._metrics.events.labels("failed").inc()

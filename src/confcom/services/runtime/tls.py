@@ -23,7 +23,7 @@ from weakref import WeakSet
 import structlog
 from cryptography import x509
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, PlatformUnavailable, check_want
 from confcom.input_file import read_bounded
 from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
 
@@ -175,12 +175,16 @@ class ReloadingTls(HeldTls):
         found = self._files.fingerprint()
         if not found or found == self._seen:
             return False
-        self._seen = found
         try:
             self.use(*self._files.read())
+        except PlatformUnavailable as error:
+            structlog.get_logger().warning("tls.reload", outcome="waits", reason=error.message)
+            return False
         except ConfigError as error:
+            self._seen = found
             structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
             return False
+        self._seen = found
         structlog.get_logger().info("tls.reload", outcome="reloaded", certificate=str(self._files.certificate))
         return True
 
@@ -252,6 +256,13 @@ class IssuedCertificate(OwnCertificate):
 
     def look(self) -> None:
         """Read the CA, and issue a certificate if one is due. Without a CA the present certificate stays."""
+        try:
+            self._look()
+        except PlatformUnavailable as error:
+            # The next look may find another CA; what is served is as good as it was.
+            self._note(self.not_ready if self.served is not None else error.message)
+
+    def _look(self) -> None:
         now, authority = self._clock(), self._read()
         if authority is None or authority.expires <= now:
             state = "no usable CA in" if authority is None else "the CA has expired in"
@@ -268,7 +279,8 @@ class IssuedCertificate(OwnCertificate):
     def _read(self) -> Authority | None:
         try:
             certificate, key = (read_bounded(self._folder / name, MAX_PEM, patience=0) for name in (CERTIFICATE, KEY))
-        except OSError:
+        except OSError as error:
+            check_want(error)
             return None
         return Authority.parse(certificate, key)
 
@@ -283,10 +295,14 @@ def _middle(pair: Pair) -> datetime:
 
 
 def read_authorities(path: Path, what: str) -> bytes:
-    """A PEM file of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is."""
+    """A PEM file of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is.
+
+    `PlatformUnavailable` for want of descriptors.
+    """
     try:
         content = read_bounded(path, MAX_PEM_FILE, patience=0)
     except OSError as error:
+        check_want(error)
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}", advice="Name its PEM file.") from error
     if len(content) > MAX_PEM_FILE:
         raise ConfigError(
@@ -318,6 +334,8 @@ def _load(certificate: bytes, key: bytes, place: str) -> ssl.SSLContext:
         with _memory_file(certificate) as first, _memory_file(key) as second:
             context.load_cert_chain(first, second, password=refuse_password)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            check_want(error)
         raise ConfigError(
             f"the TLS certificate{place} cannot be used: {_words(error)}",
             advice="Give a PEM certificate chain, leaf first, and its unencrypted private key.",

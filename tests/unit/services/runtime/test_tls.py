@@ -22,6 +22,7 @@ from confcom.services.runtime.tls import (
     TlsFiles,
     read_authorities,
 )
+from no_descriptors import no_descriptors
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
@@ -91,6 +92,44 @@ async def test_a_clock_that_is_set_back_gets_another_certificate(tmp_path: Path)
         certificate.look()
         assert certificate.served is not None
         assert certificate.served.made <= now < certificate.served.expires
+    assert certificate.changes == 2
+
+
+def test_files_that_change_while_there_is_no_descriptor_are_used_later(files: TlsFiles) -> None:
+    """They were tried once: the certificate before them stayed in force until it expired."""
+    tls = ReloadingTls(files)
+    in_use = tls._current
+    files.key.write_bytes(files.key.read_bytes() + b"\n")
+    for _ in range(2):
+        with no_descriptors():
+            assert not tls.reload()
+        assert tls._current is in_use
+    assert tls.reload()
+    assert not tls.reload()
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+async def test_a_ca_that_changes_while_there_is_no_descriptor_is_used_later(tmp_path: Path, left: int) -> None:
+    """It was said to be unusable, so the server was not ready; and one descriptor too few for the pair ended it."""
+
+    def write_ca() -> None:
+        ca = Authority.make("test", now=NOW, lifetime=timedelta(days=365))
+        (tmp_path / "tls.crt").write_bytes(ca.certificate)
+        (tmp_path / "tls.key").write_bytes(ca.key)
+
+    certificate = IssuedCertificate(tmp_path, ("localhost",), common_name="test", clock=lambda: NOW)
+    write_ca()
+    with no_descriptors():
+        certificate.look()
+    assert certificate.not_ready == "no file can be opened: Too many open files"
+    certificate.look()
+    served = certificate.served
+    write_ca()
+    with no_descriptors(but=left):
+        certificate.look()
+    assert certificate.not_ready == ""
+    assert certificate.served is served
+    certificate.look()
     assert certificate.changes == 2
 
 
