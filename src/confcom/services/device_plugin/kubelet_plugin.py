@@ -243,7 +243,8 @@ class RegistryRegistration(Registration):
     async def _notified(self, status: k.RegistrationStatus) -> k.Empty:
         registered = status.plugin_registered
         outcome = "registered" if registered else "failed"
-        self._report("kubelet.registered", warning=not registered, outcome=outcome, reason=status.error)
+        reason = "" if registered else status.error or "the kubelet refused it, and says no reason"
+        self._report("kubelet.registered", warning=not registered, outcome=outcome, reason=reason)
         if registered:
             self._ready()
         return k.Empty()
@@ -426,11 +427,13 @@ class ResourceServer:
 
     def _check(self, ids: Sequence[str]) -> None:
         wanted = set(ids)
+        if not ids:
+            raise RemoteProtocolError(f"no device of {self.name} is asked for")
         if len(wanted) != len(ids):
             raise RemoteProtocolError(f"a device of {self.name} is asked for twice")
         if unknown := wanted - self._known:
             raise RemoteProtocolError(f"{len(unknown)} of {len(ids)} devices of {self.name} do not exist")
-        if ids and (reason := self._inventory.reason):
+        if reason := self._inventory.reason:
             raise PlatformUnavailable(f"{len(ids)} devices of {self.name} are not healthy: {reason}")
 
     async def _pre_start(self, request: k.PreStartContainerRequest) -> k.Empty:

@@ -7,9 +7,10 @@ import pytest
 
 from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import declare_node, find_sgx
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, RemoteProtocolError
 from confcom.protocols import kubelet as k
-from confcom.services.device_plugin.kubelet_plugin import PluginEvent, ResourceServer
+from confcom.services.device_plugin.kubelet_plugin import PluginEvent, RegistryRegistration, ResourceServer
+from confcom.services.device_plugin.plugin import DevicePluginConfig
 
 
 def server_of(folder: Path, mib: int, events: list[PluginEvent]) -> ResourceServer:
@@ -72,3 +73,32 @@ def test_what_it_registers_as(tmp_path: Path) -> None:
     assert server.registration("a.sock").SerializeToString() == request
     info = b"\x0a\x0cDevicePlugin\x12" + bytes([len(name)]) + name + b"\x1a\x02/s\x22\x07v1beta1"
     assert server.info("/s").SerializeToString() == info
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([], "no device of .* is asked for"),
+        (["0000", "0000"], "is asked for twice"),
+        (["0000", "none"], "1 of 2 devices of .* do not exist"),
+        ([""], "1 of 1 devices of .* do not exist"),
+    ],
+)
+async def test_nobody_gets_the_driver_without_a_device_of_ours(tmp_path: Path, ids: list[str], reason: str) -> None:
+    """A container without any brought the enclave device, and SGX_EPC_MIB=0."""
+    request = k.AllocateRequest()
+    request.container_requests.add(devices_ids=ids)
+    with pytest.raises(RemoteProtocolError, match=reason):
+        await server_of(tmp_path, 2, []).handlers()[k.ALLOCATE](request)
+
+
+async def test_a_kubelet_that_refuses_without_a_reason_has_refused(tmp_path: Path) -> None:
+    events: list[PluginEvent] = []
+    config = DevicePluginConfig(registry_dir=str(tmp_path))
+    registration = RegistryRegistration(server_of(tmp_path, 2, []), config, events.append, lambda: None)
+    notified = registration._handlers()[k.NOTIFY_REGISTRATION_STATUS]
+    await notified(k.RegistrationStatus(plugin_registered=False))
+    assert registration.unhealthy_reason == "the kubelet refused it, and says no reason"
+    await notified(k.RegistrationStatus(plugin_registered=True))
+    assert registration.unhealthy_reason == ""
+    assert [event.fields["outcome"] for event in events] == ["failed", "registered"]
