@@ -107,11 +107,9 @@ class Findings:
         self.warnings: list[Finding] = []
 
     def refuse(self, code: str, **values: object) -> None:
-        """Add a refusal."""
         _add(self.refusals, code, REFUSALS[code], values)
 
     def warn(self, code: str, **values: object) -> None:
-        """Add a warning."""
         _add(self.warnings, code, WARNINGS[code], values)
 
 

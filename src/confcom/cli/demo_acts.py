@@ -162,14 +162,12 @@ class View:
         self.unmet: list[str] = []
 
     def introduce(self) -> None:
-        """The introduction."""
         self._print("confcom demo: attestation from end to end", style="bold")
         for paragraph in _INTRODUCTION.split("\n\n"):
             self._console.print()
             self._print(paragraph)
 
     def act(self, title: str, explanation: str) -> None:
-        """Begin an act."""
         self._act += 1
         self._heading(f"{self._act}. {title}")
         self._print(explanation, lead="   ")

@@ -54,7 +54,6 @@ class PeerOutcome:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What it printed."""
         return tuple((self.out + self.err).splitlines())
 
 
@@ -71,12 +70,10 @@ class Stage:
 
     @property
     def machine(self) -> Path:
-        """The machine file."""
         return self.folder / "machine.json"
 
     @property
     def collateral(self) -> Path:
-        """The folder of collateral."""
         return self.folder / "collateral"
 
     @property

@@ -85,7 +85,6 @@ class LazyGroup(AzGroup):
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
         del ctx
         if cmd_name not in self.table:
             return None

@@ -172,7 +172,6 @@ class CertificateRequests:
         self._opened = 0.0
 
     async def close(self) -> None:
-        """End the connections."""
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()

@@ -197,7 +197,6 @@ class _Transport(httpx2.AsyncHTTPTransport):
         self._extensions = {"sni_hostname": server_name} if server_name else {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request, and give the answer."""
         request.extensions |= self._extensions
         if "watch" in request.url.params:
             now = time.monotonic()
@@ -386,7 +385,6 @@ class Ref(NamedTuple):
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Self:
-        """The reference to this object."""
         metadata = found["metadata"]
         return cls(found["apiVersion"], found["kind"], metadata.get("namespace", ""), metadata["name"])
 

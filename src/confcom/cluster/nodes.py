@@ -66,7 +66,6 @@ class _WatchedNode:
         self._client: AsyncClient | None = None
 
     async def close(self) -> None:
-        """End the connections."""
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
@@ -376,7 +375,6 @@ class ClusterEpc(ClusterObjects):
     """One cluster, with the rights of the kubeconfig's user: beside its objects the EPC of nodes and pods."""
 
     async def nodes(self) -> list[EpcNode]:
-        """Every node."""
         with cluster_errors("cannot list the nodes", advice="Ask for the right to list nodes."):
             listed = self._client.list(NODE_KIND.resource, chunk_size=LARGE_CHUNK)
             return [parse_node(dict(document)) async for document in listed]

@@ -487,7 +487,6 @@ class Taken:
     refused: int = 0
 
     def refuse(self, refused: list[tuple[str, ConfcomError]], what: str, error: ConfcomError) -> None:
-        """Note a failure in one of the lists."""
         self.refused += 1
         if len(refused) < MAX_FAILURES:
             # Without the stack, which would keep the whole piece in memory.

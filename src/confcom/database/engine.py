@@ -252,7 +252,6 @@ class Database:
                 raise DatabaseDamaged(f"the database {self.address} is damaged: {found}")
 
     def close(self) -> None:
-        """Close the connections."""
         self._close_at_once()
         self.engine.dispose()
 

@@ -128,7 +128,6 @@ class SimulatedCa:
         return builder.sign(self.key, SHA256(), ecdsa_deterministic=True)
 
     def revocation_list(self) -> x509.CertificateRevocationList:
-        """The CRL as it stands now."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(_name(self.own.common_name))
@@ -265,7 +264,6 @@ class SimulatedTcbInfo(_Document):
     modules: dict[str, list[EnclaveTcbLevel]] = field(default_factory=dict)
 
     def inner(self) -> bytes:
-        """The inner object, the bytes that are signed."""
         if self.version not in ({3} if self.tee == "tdx" else {2, 3}):
             raise ConfigError(f"there is no TCB info version {self.version}", advice="Set version to 3 or 2.")
         return _compact(
@@ -289,7 +287,6 @@ class SimulatedTcbInfo(_Document):
         )
 
     def signed(self, key: EllipticCurvePrivateKey) -> bytes:
-        """The document as the authority serves it."""
         return _sign("tcbInfo", self.inner(), key)
 
     def _tcb(self, level: PlatformTcbLevel) -> dict[str, Any]:
@@ -324,7 +321,6 @@ class SimulatedQeIdentity(_Document):
     levels: list[EnclaveTcbLevel] = field(default_factory=list)
 
     def inner(self) -> bytes:
-        """The inner object, the bytes that are signed."""
         return _compact(
             {
                 "id": self.id,
@@ -343,7 +339,6 @@ class SimulatedQeIdentity(_Document):
         )
 
     def signed(self, key: EllipticCurvePrivateKey) -> bytes:
-        """The document as the authority serves it."""
         return _sign("enclaveIdentity", self.inner(), key)
 
 
@@ -355,7 +350,6 @@ class SimulatedEvaluationDataNumbers(_Document):
     recovery_event: datetime = datetime(2025, 1, 1, tzinfo=UTC)
 
     def signed(self, key: EllipticCurvePrivateKey) -> bytes:
-        """The document as the authority serves it."""
         date = _date(self.recovery_event)
         entry = {
             "tcbEvaluationDataNumber": self.tcb_evaluation_data_number,

@@ -389,7 +389,6 @@ class SimulatedMachine:
         return SDK_SIMULATION if report.is_of_sdk_simulation else self.report_scheme
 
     def launch(self, declaration: EnclaveDeclaration) -> SimulatedEnclave:
-        """Start an enclave of that identity."""
         return SimulatedEnclave(self, declaration)
 
 

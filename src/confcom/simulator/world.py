@@ -132,7 +132,6 @@ class SimulatedAuthority:
         )
 
     def signed(self, document: SimulatedTcbInfo | SimulatedQeIdentity | SimulatedEvaluationDataNumbers) -> bytes:
-        """A document as the authority serves it."""
         return document.signed(self._tcb_signing_key)
 
     def signing_chain(self) -> bytes:
@@ -301,7 +300,6 @@ class SimulatedPcs:
         self.reachable = True
 
     def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
-        """The authority's collateral as it stands now."""
         self._require_set(update, self.authority.tcb_info(fmspc, tee).tcb_evaluation_data_number)
         return self.authority.collateral(fmspc, PckCa(ca), tee)
 
@@ -455,12 +453,10 @@ class SimulatedWorld:
 
     @property
     def machine(self) -> SimulatedMachine:
-        """The first machine."""
         return self.machines[0]
 
     @property
     def platform(self) -> SimulatedPlatform:
-        """The platform of the first machine."""
         return self.platforms[0]
 
     @property
@@ -474,11 +470,9 @@ class SimulatedWorld:
         return TrustRoots((TrustRoot.from_pem(self.root_pem(), name="simulated"),))
 
     def root_pem(self) -> bytes:
-        """The root certificate in PEM."""
         return self.authority.root_certificate().public_bytes(Encoding.PEM)
 
     def root_der(self) -> bytes:
-        """The root certificate in DER."""
         return self.authority.root_certificate().public_bytes(Encoding.DER)
 
     def publish(self, now: datetime | None = None) -> Collateral:
@@ -508,12 +502,10 @@ class SimulatedUpstream:
 
     @classmethod
     def load(cls, path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
-        """The authority behind a machine file."""
         return cls(SimulatedWorld.load(path), clock)
 
     @property
     def trust_roots(self) -> TrustRoots:
-        """The simulated root alone."""
         return self._world.trust_roots
 
     def fetch_document(self, key: DocumentKey) -> Document:

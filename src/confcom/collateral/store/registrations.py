@@ -122,7 +122,6 @@ class Registrations:
             return int(connection.execute(counted).scalar_one())
 
     def count_all(self) -> int:
-        """How many registrations there are."""
         with self._database.read() as connection:
             return _count(connection)
 

@@ -121,7 +121,6 @@ class KeptKeys:
         return self._keys
 
     def look(self) -> None:
-        """Read the source and the store again."""
         with self._looking:  # what an earlier look read never replaces what a later one did
             before, problem = self.problem, ""
             try:
@@ -209,7 +208,6 @@ class KeyFolder:
         self._seen = False
 
     def load(self) -> Sequence[SigningKey]:
-        """Read the folder."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files = sorted(self._folder.glob("*.pem"))

@@ -128,7 +128,6 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
             )
 
     def rotation(self, common_name: str) -> RotationPolicy:
-        """When the CA is replaced."""
         times = (self.ca_lifetime, self.ca_renew_before, self.ca_overlap)
         lifetime, renew_before, overlap = (timedelta(seconds=seconds) for seconds in times)
         return RotationPolicy(DNS_SUFFIXES, lifetime, renew_before, overlap, common_name, Authority)
@@ -226,7 +225,6 @@ class _Signer:
         return float(len(self._pending)) if self._pending.known else None
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
-        """Sign until `stop` is set."""
         config = self._config
         shared = CertificateMetrics(self._metrics.registry, PREFIX)
         objects = PublishedCa(
@@ -277,7 +275,6 @@ class _Signer:
         self._log.warning("certificate_signer.cluster", what="follow", reason=error.message)
 
     async def _work(self, client: CertificateRequests, started: Callable[[str], None] | None) -> None:
-        """Decide on one request after the other."""
         while self._keeper.authority is None or self._keeper.not_ready:
             await asyncio.sleep(0.05)
         if started is not None:
@@ -396,7 +393,6 @@ class _Signer:
             self._log.warning("certificate_signer.event", request=request.name, reason=error.message)
 
     def _record(self, request: SigningRequest, outcome: str, reason: str, facts: dict[str, object]) -> None:
-        """The audit line of a decision."""
         try:
             requester = request.requester()._asdict()
         except FormatError:

@@ -228,7 +228,6 @@ class Administration:
         self._bodies = bodies
 
     def routes(self) -> Routes:
-        """The paths, in both versions of the interface."""
         handlers: Routes = {
             "platforms": {"GET": self.list_platforms, "POST": self.register, "DELETE": self.remove_platforms},
             "platformcollateral": {"PUT": self.take_collateral},
@@ -403,7 +402,6 @@ class StreamedAnswer(Answer):
         self.size = 0
 
     async def send(self, id_: bytes, send: Send) -> None:
-        """Send the head, then each piece."""
         headers = [*self.headers, (REQUEST_ID, id_)]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         async for piece in self._pieces:

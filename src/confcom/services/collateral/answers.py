@@ -127,7 +127,6 @@ class Answer:
         self.size = len(self.body) + sum(len(name) + len(value) for name, value in self.headers)
 
     async def send(self, id_: bytes, send: Send) -> None:
-        """Send it to a request of that id."""
         headers = [*self.headers, (REQUEST_ID, id_)]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

@@ -112,11 +112,9 @@ class SingleFlight:
         return outcome
 
     def runs(self, key: Hashable) -> bool:
-        """Whether a run is under way for the key."""
         return key in self._under_way
 
     async def close(self) -> None:
-        """End what is under way."""
         tasks = list(self._under_way.values())
         for task in tasks:
             task.cancel()
@@ -163,7 +161,6 @@ class CollateralCache:
         self._failures: OrderedDict[Hashable, tuple[float, CollateralError]] = OrderedDict()
 
     async def close(self) -> None:
-        """End questions under way, and the threads."""
         self._closing = True
         await self._flights.close()
         self._askers.close(timeout=0)

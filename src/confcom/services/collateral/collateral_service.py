@@ -137,11 +137,9 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
 
     @property
     def is_plain(self) -> bool:
-        """Whether clients are to be served without TLS."""
         return self.insecure_http or self.unix_socket is not None
 
     def files(self) -> tuple[str, ...]:
-        """Files that the settings name."""
         named = (self.store, self.unix_socket, self.tls_certificate, self.tls_key, self.kubeconfig)
         upstream = (self.upstream_key_file, self.upstream_ca, self.simulated_machine, *self.trust_roots)
         folder = () if "://" in self.upstream or "/" not in self.upstream else (self.upstream,)
@@ -206,7 +204,6 @@ class Readiness:
         metrics.show_sets(sets)
 
     def routes(self) -> Routes:
-        """The paths of health, readiness and metrics."""
         return {
             "/healthz": {"GET": self.healthz},
             "/readyz": {"GET": self.readyz},
@@ -495,12 +492,10 @@ class CollateralMetrics(Metrics):
                 self.upstream_errors.labels(code)
 
     def show_sets(self, sets: TcbSets) -> None:
-        """Show which set clients get."""
         for group, update in sets.by_group.items():
             self._sets.labels(group, str(update)).set(1)
 
     def show_fleet(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Show the number of platforms by group and state."""
         for (group, tcb), count in counts.items():
             self.platforms.labels(tcb, group).set(count)
 

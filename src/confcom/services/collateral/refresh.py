@@ -143,7 +143,6 @@ class Refresher:
             await asyncio.sleep(GATHER)
 
     async def refresh_due(self) -> RefreshReport:
-        """Refresh what is due now."""
         now = self._cache.clock()
         versions = await self._cache.read(lambda: self._versions(now))
         documents = [key for key, version in versions.items() if self._due(key, version, now)]
@@ -154,7 +153,6 @@ class Refresher:
         return report
 
     async def refresh_documents(self) -> RefreshReport:
-        """Refresh every document now."""
         now = self._cache.clock()
         versions = await self._cache.read(lambda: self._versions(now))
         self._cache.forget_failures()

@@ -109,7 +109,6 @@ class CollateralApp:
         self._router = Router([*routes, Route("/{path:path}", rest)], redirect_slashes=False, default=rest)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         self._place(scope)
@@ -218,7 +217,6 @@ class Endpoint:
         self._log = structlog.get_logger()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         request, begin = Request(scope, receive), time.perf_counter()
         error: ConfcomError | None = None
         try:

@@ -129,7 +129,6 @@ class EpcAmount:
 
     @classmethod
     def of(cls, resource: str, pool: EpcPool, *, healthy: bool = True) -> EpcAmount:
-        """The amount of a pool."""
         return cls(resource, pool.units if healthy else 0, pool.true_mib, pool.overcommit)
 
     @property

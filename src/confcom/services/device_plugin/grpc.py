@@ -82,11 +82,9 @@ class GrpcSocket:
         return inode(self.path) is not None
 
     async def start(self) -> None:
-        """Answer calls."""
         await self._server.start(path=None, sock=self._socket)
 
     async def close(self) -> None:
-        """End, with every connection."""
         with suppress(OSError):
             if self.owns_path():
                 self.path.unlink()

@@ -360,7 +360,6 @@ class ResourceServer:
         return self._inventory.reason if self._resource.essential else ""
 
     def handlers(self) -> Handlers:
-        """The table of calls."""
         return {
             k.GET_OPTIONS: self._get_options,
             k.LIST_AND_WATCH: self._list_and_watch,
@@ -486,13 +485,11 @@ class ClaimServer:
         return "; ".join(self._node.obstacles)
 
     def info(self, path: str) -> kubelet.PluginInfo:
-        """What serves at our socket."""
         return kubelet.PluginInfo(
             type=kubelet.DRA_PLUGIN_TYPE, name=DRA_DRIVER, endpoint=path, supported_versions=[kubelet.DRA_SERVICE]
         )
 
     def handlers(self) -> Handlers:
-        """The table of calls."""
         return {
             kubelet.PREPARE: self._prepare_all,
             kubelet.UNPREPARE: self._unprepare_all,

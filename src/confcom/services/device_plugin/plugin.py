@@ -184,7 +184,6 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     @property
     def namespaces(self) -> frozenset[str]:
-        """`provision_namespaces` as a set."""
         return frozenset(word for part in self.provision_namespaces.split(",") if (word := part.strip()))
 
 
@@ -315,7 +314,6 @@ class PluginPages:
         self._observe(event)
 
     def table(self) -> dict[str, Handler]:
-        """Path to handler."""
         return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._registry)}
 
     async def _readyz(self) -> Page:
@@ -420,7 +418,6 @@ class DevicePlugin:
         self._observe(PluginEvent("epc.plan", self._config.resource, fields))
 
     def summary(self) -> str:
-        """The plan as one line."""
         pool = self._units.pool(self._node)
         what = DRA_DRIVER if self.choice.name == "dra" else self._config.resource
         return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"

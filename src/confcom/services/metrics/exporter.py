@@ -110,7 +110,6 @@ class EpcMeter:
         return self._misc is not None
 
     def look(self) -> Seen:
-        """One pass."""
         started = time.perf_counter()
         self.sgx = find_sgx(self._node)
         # Every time: a driver may be loaded, or a device appear under another number.
@@ -196,7 +195,6 @@ class MetricsExporter:
         return found
 
     async def look(self) -> NodeUse:
-        """One round: look, enforce, judge, report."""
         seen = await asyncio.to_thread(self._meter.look)
         use = put_together(self._pods.pods.values(), seen, self._pods.claims)
         if self._config.enforce != "off" and self._pods.known:

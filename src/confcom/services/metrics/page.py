@@ -310,7 +310,6 @@ class EpcMetrics(Collector):
         self.reports: Counter[str] = Counter()
 
     def collect(self) -> Iterator[Metric]:
-        """What the registry asks for."""
         if self.use is not None:
             yield from self._containers(self.use)
             yield from self._node_use(self.use)

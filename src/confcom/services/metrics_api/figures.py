@@ -113,7 +113,6 @@ class Exporter:
 
     @property
     def title(self) -> str:
-        """Its name in the log."""
         return f"{self.component} of node {self.node}"
 
     def age(self, now: float) -> float | None:

@@ -133,7 +133,6 @@ class MetricsApiApp:
         self._resources = custom_metrics.resource_list(METRICS)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         del receive  # a body is dropped by the server
         begin = time.perf_counter()
         try:
@@ -298,7 +297,6 @@ class Exporters:
                 await self._client.aclose()
 
     async def ask(self) -> None:
-        """Ask every exporter once."""
         self._known = {key: self._known.get(key, exporter) for key, exporter in self._found()}
         places = asyncio.Semaphore(AT_ONCE)
         try:
@@ -385,7 +383,6 @@ class Exporters:
         return page.decode("utf-8", "replace")
 
     def _publish(self) -> None:
-        """Publish the figures to the HTTP application."""
         found: dict[str, dict[str, list[Exporter]]] = {component: {} for component in EXPORTERS}
         for exporter in self._known.values():
             found[exporter.component].setdefault(exporter.node, []).append(exporter)

@@ -106,7 +106,6 @@ class AesmBroker:
             return self.refuse(call.request, error)
 
     def refuse(self, request: Request | IncompleteRequest, error: ConfcomError) -> Answer:
-        """The answer to a request that failed."""
         return Answer(refusal(request, status_of(error)), error)
 
     def warm_up(self) -> None:

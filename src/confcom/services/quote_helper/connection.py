@@ -113,7 +113,6 @@ class Conversation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has ended."""
         return self._socket.fileno() < 0
 
     def fileno(self) -> int:

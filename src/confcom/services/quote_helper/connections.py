@@ -80,11 +80,9 @@ class Acceptor:
 
     @property
     def listens(self) -> bool:
-        """Whether connections are accepted anywhere."""
         return bool(self._listeners)
 
     def listen(self, listener: socket.socket) -> None:
-        """Begin to accept."""
         listener.listen(self._backlog)
         self._listeners[listener] = None
         self._resume(listener)
@@ -212,7 +210,6 @@ class AesmFront:
 
     @property
     def open(self) -> int:
-        """How many connections are open."""
         return len(self._silent) + len(self._in_hand) + len(self._writing)
 
     def start(self, quoting: AheadQuoting | QuickQuoting) -> None:
@@ -221,7 +218,6 @@ class AesmFront:
         self._tick()
 
     def listen(self, listener: socket.socket) -> None:
-        """Begin to accept."""
         self._acceptor.listen(listener)
 
     async def drain(self, listener: socket.socket) -> None:
@@ -235,7 +231,6 @@ class AesmFront:
             await asyncio.sleep(DRAIN_STEP)
 
     def close(self) -> None:
-        """End what is still open."""
         if self._ticks is not None:
             self._ticks.cancel()
         for task in self._writing:

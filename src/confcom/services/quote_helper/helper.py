@@ -136,7 +136,6 @@ class Readiness:
         self._not_serving = "replaced: another helper serves"
 
     def close(self) -> None:
-        """End the regular tests."""
         if self._regularly is not None:
             self._regularly.cancel()
 
@@ -165,7 +164,6 @@ class Readiness:
             self._regularly = asyncio.create_task(keep_running("self-test", partial(self._test_regularly, interval)))
 
     def pages(self) -> dict[str, Handler]:
-        """/healthz, /readyz and /metrics."""
         return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
 
     async def _test(self, path: Path, *, clients: bool = False) -> SelfTestResult:
@@ -298,12 +296,10 @@ class _Helper:
         self._add_gauges()
 
     def pages(self) -> dict[str, Handler]:
-        """What the status page shows."""
         self._readiness.test_regularly(self._config.self_test_interval)
         return self._readiness.pages()
 
     def close(self) -> None:
-        """End everything."""
         self._warming.cancel()
         self._readiness.close()
         self._quoting.close()

@@ -398,7 +398,6 @@ class PckEndpoint:
         self._waiting.pop(connection, None)
 
     async def answer(self, head: bytes) -> HttpResponse:
-        """The answer to a request's head."""
         line = head.split(b"\r\n", 1)[0].split(b" ")
         if len(line) != 3 or line[0] != b"GET" or not line[2].startswith(b"HTTP/1."):
             return HttpResponse(400)

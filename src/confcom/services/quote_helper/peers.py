@@ -202,7 +202,6 @@ class Peers:
             conversation.peer.connections += 1
 
     def close(self) -> None:
-        """Close all descriptors."""
         for credentials in list(self._processes):
             self._forget(credentials)
         self.ended.close()

@@ -291,7 +291,6 @@ class KeptFile:
             structlog.get_logger().info(self._event, outcome="kept", file=str(self._path))
 
     def drop(self, reason: str) -> None:
-        """Remove it and say why."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
         structlog.get_logger().warning(self._event, outcome="dropped", reason=reason)

@@ -234,12 +234,10 @@ class Durations:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count a duration."""
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._sum += seconds
 
     def family(self) -> HistogramMetricFamily:
-        """The present state for Prometheus."""
         bounds = [*map(str, BUCKETS), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
         return HistogramMetricFamily(f"{PREFIX}_{self._name}", self._text, buckets=buckets, sum_value=self._sum)
@@ -300,7 +298,6 @@ class QuoteHelperMetrics(Metrics, Collector):
         self._observe(event)
 
     def collect(self) -> Iterator[Metric]:
-        """All counters and histograms, for the registry."""
         self.settle()
         requests = CounterMetricFamily(
             f"{PREFIX}_requests", "Connections that ended, by what was asked and what came of it.",
@@ -326,7 +323,6 @@ class QuoteHelperMetrics(Metrics, Collector):
         self._platform_seconds.observe(duration)
 
     def over_limit(self, limit: str) -> None:
-        """Count a peer over a limit."""
         self._over_limit.labels(limit).inc()
 
     def turned_away(self, peer: str, count: int) -> None:
@@ -334,7 +330,6 @@ class QuoteHelperMetrics(Metrics, Collector):
         _count(self._throttled, peer, count)
 
     def self_tested(self, result: SelfTestResult) -> None:
-        """Set the gauges from a self-test."""
         self._self_test.set(1 if result.ok else 0)
         if result.verified is not None:
             self._platform(result.verified)
@@ -439,7 +434,6 @@ class EnclaveInventory(Collector):
         quotes.last = now
 
     def collect(self) -> Iterator[Metric]:
-        """The present state, for Prometheus."""
         labels = ("peer", *_Enclave._fields)
         made = CounterMetricFamily(
             f"{PREFIX}_enclave_quotes", "Quotes made, by the peer that asked and the enclave in the quote.",

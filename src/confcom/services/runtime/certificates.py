@@ -148,7 +148,6 @@ class Holding(NamedTuple):
         return cls(trusted, current, prepared, _time(data.get("tls.since", b"")))
 
     def data(self) -> dict[str, bytes]:
-        """The Secret's data."""
         found = {"ca.crt": self.bundle}
         if self.current is not None:
             found |= {"tls.crt": self.current.certificate, "tls.key": self.current.key}
@@ -180,7 +179,6 @@ class RotationPolicy(NamedTuple):
 
     @classmethod
     def of(cls, config: TlsSettings, service: str) -> RotationPolicy:
-        """The policy of a service's settings."""
         times = (config.tls_lifetime, config.tls_renew_before, config.tls_overlap)
         lifetime, renew_before, overlap = (timedelta(seconds=seconds) for seconds in times)
         return cls(config.names(), lifetime, renew_before, overlap, f"confcom {service} service")
@@ -255,13 +253,11 @@ class PublishedCa:
         self._opened = 0.0
 
     async def close(self) -> None:
-        """End the connections."""
         if self._cluster is not None:
             await self._cluster.__aexit__()
             self._cluster = None
 
     async def secret(self) -> SecretState:
-        """The Secret as it is now."""
         found = await (await self._open()).get(self._secret)
         if found is None:
             return SecretState(None, {})
@@ -283,7 +279,6 @@ class PublishedCa:
         return None if found is None else (found.get("data") or {}).get(self._key, "").encode()
 
     async def publish(self, bundle: bytes) -> None:
-        """Publish the authorities."""
         metadata = {"namespace": self._config_map.namespace, "name": self._config_map.name}
         data = {self._key: bundle.decode("ascii")}
         await (await self._open()).apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})

@@ -66,7 +66,6 @@ class Page(NamedTuple):
     content_type: str = TEXT
 
     async def send(self, send: Send) -> None:
-        """Send it as ASGI has it."""
         length = str(len(self.body)).encode()
         headers = [(b"content-type", self.content_type.encode()), (b"content-length", length)]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
@@ -152,7 +151,6 @@ class _Server:
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        """Accept connections."""
         if not self.closing:
             self._loop.add_reader(self._listening.fileno(), self._accept)
 
@@ -322,7 +320,6 @@ class _Connection:
             self.task.cancel()
 
     async def run(self) -> None:
-        """Serve the connection until it ends."""
         try:
             await self._open()
             while await self._exchange():

@@ -86,7 +86,6 @@ class UnixListener:
         remove_own(self.place, self._inode)
 
     def close(self) -> None:
-        """Stop listening."""
         self.remove_path()
         self.socket.close()
 

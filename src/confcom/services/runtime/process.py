@@ -484,7 +484,6 @@ class WorkerThreads:
 
     @property
     def under_way(self) -> int:
-        """Calls that wait or run."""
         return self._under_way
 
     async def run(self, call: Callable[[], T], owner: str = "") -> T:

@@ -83,7 +83,6 @@ class Reading(Collector):
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        """Its sample, if there is one."""
         yield self._family(value=self._read())
 
 
@@ -95,15 +94,12 @@ class Metrics:
         self._prefix = prefix
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
-        """A counter."""
         return Counter(f"{self._prefix}_{name}", text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """A gauge that is set."""
         return Gauge(f"{self._prefix}_{name}", text, labels, registry=self.registry)
 
     def seconds(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        """A histogram of durations."""
         return Histogram(f"{self._prefix}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def reading(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
@@ -201,7 +197,6 @@ class IssuedServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             parse_address(self.http)
 
     def names(self) -> tuple[str, ...]:
-        """Names of the certificate."""
         return service_names(self.service, self.namespace)
 
 

@@ -106,7 +106,6 @@ class WebhookConfig(IssuedServerConfig, frozen=True, kw_only=True, forbid_unknow
         return Grants.parse(self.provision_grants)
 
     def names(self) -> tuple[str, ...]:
-        """Names and addresses of the certificate."""
         return service_names(self.service, self.namespace, self.hosts, setting="hosts")
 
 
@@ -247,7 +246,6 @@ class WebhookMetrics(Metrics):
         self.failures.labels("nodes")
 
     def observe(self, event: ReviewEvent, seconds: float) -> None:
-        """Count a review."""
         self._reviews.labels(event.task, event.outcome).inc()
         self._seconds.observe(seconds)
         for code in event.refusals:
@@ -291,7 +289,6 @@ class WebhookApp:
         self._log = structlog.get_logger()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         try:
@@ -329,7 +326,6 @@ class _Bodies:
         self._open: dict[object, bytearray] = {}
 
     async def read(self, receive: Receive) -> bytes:
-        """A whole body."""
         own, more = object(), True
         body = self._open[own] = bytearray()
         try:
@@ -408,7 +404,6 @@ class _Webhook:
         self._app = WebhookApp(self._context_of, self._metrics, body_memory=config.body_memory)
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
-        """Serve until `stop` is set and callers have left."""
         server = IssuedServer(
             name="webhook",
             config=self._config,
