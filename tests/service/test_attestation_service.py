@@ -723,7 +723,7 @@ def test_keys_are_rotated_and_revoked_by_command(
         assert f"revoked {first}: in no key set within seconds" in capsys.readouterr().out
         service.wait_until(lambda: first not in published())
         assert signer() in published()
-        for unknown in ("unknown", "-5HmhMw16", "--5Hm"):
+        for unknown in ("unknown", "-5HmhMw16", "--5Hm", "-BLdWqy4lEUxeLIB-gB_TB0B-hX_Q0McBWXsD2GRE0Y", "-qvh", "--qv"):
             assert run(["attestation", "revoke-key", unknown, *store]) == 2
             said = capsys.readouterr().err
             assert f"no key '{unknown}' was published" in said

@@ -110,8 +110,17 @@ def new_keys(folder: Path, simulated: bool) -> None:
         raise ConfigError(f"{folder}: {error.strerror}", advice="Name the folder of --keys.") from error
 
 
-# A key id may begin with "-" and have any letter behind it.
-@attestation.command("revoke-key", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+class _OfKey(click.Command):
+    """Takes for a key id what is no whole option: an id may begin with "-", and have letters of options behind it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments, with ids behind all options."""
+        options = {"-h", "--help", "--", *(name for one in self.params for name in one.opts)}
+        ids = [given for given in args if given.startswith("-") and given.partition("=")[0] not in options]
+        return super().parse_args(ctx, [given for given in args if given not in ("--", *ids)] + ["--", *ids])
+
+
+@attestation.command("revoke-key", cls=_OfKey)
 @click.argument("key_id", metavar="KEY-ID")
 @_store
 def revoke_key(key_id: str, store: str) -> None:
