@@ -131,6 +131,12 @@ def test_verify_on_the_command_line(
     assert f"accepted: a token of {service.url}" in said
     assert "SIMULATED" in said
     assert verify("--allow-simulated", file="answer.json")[0] == 0
+    for encoding in ("utf-8-sig", "utf-16"):  # as Windows writes files
+        for name in ("keys.json", "token.jwt", "answer.json"):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes().decode().encode(encoding))
+        assert verify("--allow-simulated")[0] == verify("--allow-simulated", file="answer.json")[0] == 0
+        for name in ("keys.json", "token.jwt", "answer.json"):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes().decode(encoding).encode())
     over = NOW + timedelta(hours=8, seconds=30)  # eight hours are a token's life, clocks may differ by a minute
     code, said = verify("--allow-simulated", "--at", f"{over:%Y-%m-%dT%H:%M:%SZ}")
     assert (code, "over since 0:00:30, as far as clocks may differ" in said) == (0, True)

@@ -70,16 +70,19 @@ def verify(
     """
     from confcom.cli.options import parse_time, read_input
     from confcom.errors import ExitCode, exit_code
+    from confcom.formats.arguments import without_bom
     from confcom.tokens.jws import MAX_TOKEN, token_in
     from confcom.tokens.verification import MAX_KEY_SET, KeySet, verify_token
 
     try:
         now = parse_time(at, "--at")
-        text = token_in(read_input(file, MAX_TOKEN, "token").decode("ascii", "replace").strip())
+        # Windows writes both with a byte order mark, and in UTF-16.
+        text = token_in(without_bom(read_input(file, MAX_TOKEN, "token")).decode("ascii", "replace").strip())
         if text is None:
             raise ConfigError("the file is JSON without a token", advice="Give the token, or the service's answer.")
         # Whether a file of keys is old, its owner knows.
-        pinned = KeySet.parse(read_input(keys, MAX_KEY_SET, "key set"), fetched=now, max_age=timedelta.max)
+        held = without_bom(read_input(keys, MAX_KEY_SET, "key set"))
+        pinned = KeySet.parse(held, fetched=now, max_age=timedelta.max)
         verified = verify_token(text, pinned, issuer=issuer, now=now)
         _policy(**expected).check(verified)
         vouching = None
