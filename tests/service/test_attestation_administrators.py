@@ -520,6 +520,13 @@ def test_client_certificates_of_the_named_authority(tmp_path: Path) -> None:
         reset, empty = f"/policies/SgxEnclave:reset?{API}", "eyJhbGciOiJub25lIn0.."
         for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
             assert service.ask(reset, empty, Sec_Fetch_Site=site).status == status
+        # Browsers of before 2023.
+        for origin, status in (
+            ("https://evil.example", 403),
+            ("null", 403),
+            (f"https://{service.url.split('/')[2]}", 200),
+        ):
+            assert service.ask(reset, empty, Origin=origin).status == status
         # Guesses from the same address close it to tokens, and a certificate is no guess.
         service.tls = _asking(ca, None)
         assert [service.ask(POLICY, Authorization="Bearer wrong").status for _ in range(6)] == [401] * 5 + [429]

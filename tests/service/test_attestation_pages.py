@@ -320,6 +320,7 @@ def test_forged_requests_change_nothing(browser: Browser) -> None:
     assert browser.post("/policies/activate", twin="0" * 32, **change).status == 403
     assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
     assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "same-site"}).status == 403
+    assert browser.post("/policies/activate", **change, headers={"Origin": "https://evil.example"}).status == 403
     for path in ("", "/policies", "/policies/reset", "/sign-in", "/sign-out"):
         assert browser.post(path, twin="0" * 32, **change).status == 403
     stranger = Browser(browser.service)

@@ -97,6 +97,16 @@ class IssuerUnavailable(NotAnAdministrator):
     default_advice = "Try again in a minute, or use another way to identify; the service's log says what failed."
 
 
+def from_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether a browser sent the request for a page of another site. `headers` have names in lower case.
+
+    Browsers of before 2023 send no `Sec-Fetch-Site`; the `Origin` of a change then has to be the host that they ask.
+    """
+    origin = headers.get("origin")
+    own = origin is None or origin.partition("://")[2] == headers.get("host")
+    return headers.get("sec-fetch-site", "same-origin" if own else "cross-site") not in ("same-origin", "none")
+
+
 class Administrators:
     """Identifies callers by the file; `problem` says why its newest version is not in force."""
 

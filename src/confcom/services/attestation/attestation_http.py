@@ -34,6 +34,7 @@ from confcom.services.attestation.administrators import (
     IssuerUnavailable,
     NotAnAdministrator,
     PolicyAdministration,
+    from_another_site,
 )
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import AttestationStore, AuditWriter, RecordFilter, Row, as_line
@@ -426,7 +427,7 @@ class AttestationApp:
     async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
         # Browsers send a client certificate with the requests of any page, and a POST needs no leave of ours.
-        if change and request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        if change and from_another_site(request.headers):
             raise HttpRefusal(403, "Forbidden", "a page of another site asks for this change")
         chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", [None])
         found = self._administrators.by_certificate(chain[0]) or await self._by_token(request)

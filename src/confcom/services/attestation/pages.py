@@ -38,6 +38,7 @@ from confcom.pki.chain import ChainKind, TrustRoots, VerifiedChain, Window, veri
 from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import Report, templates, time_line
 from confcom.report.summary import Summary
+from confcom.services.attestation.administrators import from_another_site
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter
 from confcom.services.attestation.signing_keys import SigningKeys
@@ -442,8 +443,8 @@ class Pages:
             raise _refusal(400, f"the form has over {MAX_FIELDS} fields") from None
         form = {name: values[0] for name, values in fields.items()}
         twin = request.cookies.get(self._twin, "")
-        same_site = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
-        if not same_site or not twin or not hmac.compare_digest(twin.encode(), form.get("twin", "").encode()):
+        forged = not twin or not hmac.compare_digest(twin.encode(), form.get("twin", "").encode())
+        if forged or from_another_site(request.headers):
             raise _refusal(403, "the form did not come from a page of this service, or its cookie is gone")
         return form
 
