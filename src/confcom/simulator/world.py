@@ -77,7 +77,7 @@ def _whole_seconds(now: datetime) -> datetime:
 class SimulatedAuthority:
     """Root, PCK CAs and TCB signing of one seed; `now` is the time at which it issues and revokes.
 
-    Documents and CRLs are issued a day before `now`, so that verifiers whose clock is behind accept them, and are
+    Documents and CRLs are issued a day before `now`: a verifier whose clock is slow by less accepts them. They are
     valid for 30 days from then (root CRL: a year), as Intel's.
     """
 

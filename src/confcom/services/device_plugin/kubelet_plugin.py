@@ -452,7 +452,7 @@ HEALTH_COUNTS = 120
 
 
 class ClaimServer:
-    """Answers for one node, whose devices are in `pool` under `names`; `update` says which of them are there."""
+    """Answers for one node. Its devices are in `pool` under `names`; `update` sets which of them are present."""
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ from confcom.services.runtime.process import Overloaded, WorkerThreads
 Result = TypeVar("Result")
 
 TURN = 16
-"""Requests of one peer alone answered before new connections are accepted: with 4 a quote takes a tenth more processor
-time."""
+"""Most requests answered before new connections are accepted, while one peer asks. With 4 instead, a quote takes a
+tenth more processor time."""
 SHARED_TURN = 4
-"""The same while several peers ask: a peer that asks again waits for so many requests of a flood."""
+"""The same while several peers ask: so many requests of a flood may come before the next one of another peer."""
 AHEAD = 2
 """Most calls that are sent to the platform at a time: the current one and the next."""
 HANGS_AFTER = 6.0

@@ -138,8 +138,8 @@ class ReviewEvent(NamedTuple):
 def review(data: bytes, task: Task, context_of: Callable[[str], AdmissionContext]) -> tuple[bytes, ReviewEvent]:
     """Answer a review; `context_of` gives the context of a namespace. `FormatError` if it is no AdmissionReview.
 
-    A malformed pod is refused. What is neither a new pod nor one with new ephemeral containers is let through: the API
-    server asks about it where somebody has widened the rules of the configurations, and it cannot bring SGX to a pod.
+    A malformed pod is refused. Other operations than a new pod or new ephemeral containers are let through: they cannot
+    bring SGX to a pod. The API server sends them if the rules of the webhook's configurations were widened.
     """
     request = parse_review(data)
     pod: Json = {}
